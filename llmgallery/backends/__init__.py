@@ -1,0 +1,1 @@
+"""Engines behind one protocol; one package each."""

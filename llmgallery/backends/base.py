@@ -1,0 +1,140 @@
+"""The protocol between a worker and an engine: what a backend declares, and what it does when pushed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from llmgallery.config.model import ModelConfig
+from llmgallery.core.errors import BackendMissing
+from llmgallery.core.events import Usage
+from llmgallery.core.sampling import Sampling
+
+Level = Literal["tokens", "text", "chat"]
+
+
+class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """For backends without YAML keys of their own."""
+
+
+@dataclass(frozen=True)
+class BackendSpec:
+    """What a backend is, without importing it.
+
+    `level`: tokens = we render, sample and mask; text = we render, it completes; chat = it takes the conversation.
+    `options`: a Struct of its own keys under `options:`. `formats`: file formats it loads (catalog/formats.py's names).
+    `keys`: the ModelConfig load keys it heeds; a known key that it does not heed is a warning.
+    `requires`: importable modules; `extra`: the pip extra that installs them. `implementation`: "module:Class".
+    """
+
+    name: str
+    implementation: str
+    aliases: tuple[str, ...] = ()
+    level: Level = "tokens"
+    options: type[msgspec.Struct] = NoOptions
+    formats: tuple[str, ...] = ()
+    capabilities: frozenset[str] = frozenset()
+    keys: frozenset[str] = frozenset()
+    requires: tuple[str, ...] = ()
+    extra: str = ""
+    needs_weights: bool = True
+
+    def missing(self) -> list[str]:
+        """Modules of `requires` that are not installed; nothing is imported."""
+        return [name for name in self.requires if importlib.util.find_spec(name) is None]
+
+    def load(self) -> Callable[[], Backend]:
+        """Import the implementation (in the worker only). Raises BackendMissing."""
+        if missing := self.missing():
+            command = f"pip install 'llmgallery[{self.extra}]'" if self.extra else f"pip install {' '.join(missing)}"
+            raise BackendMissing(f"backend {self.name} needs {', '.join(missing)}: {command}")
+        module, _, attribute = self.implementation.partition(":")
+        backend: Callable[[], Backend] = getattr(importlib.import_module(module), attribute)
+        return backend
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """What one model really is, told once it is loaded. Sizes in tokens, memory in bytes.
+
+    `chat_template`: the Jinja text that came with the weights; `templates`: named ones ("tool_use").
+    `bos`/`eos`: their texts, for templates. `stop_texts`: end-of-turn texts that the weights name.
+    """
+
+    context_size: int
+    slots: int = 1
+    vocab_size: int = 0
+    capabilities: frozenset[str] = frozenset()
+    chat_template: str | None = None
+    templates: dict[str, str] = {}
+    bos: str = ""
+    eos: str = ""
+    memory_bytes: int = 0
+    add_bos: bool = False
+    details: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One sequence to generate. The prompt is rendered and tokenised, fits the context, and is not empty.
+
+    `sampling.max_tokens` is set or None = until the context is full.
+    """
+
+    id: int
+    prompt: Sequence[int]
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one step made for one job: whole characters of text and the tokens behind them; `finish` ends the job.
+
+    finish: "stop" = end token, "length" = max_tokens or context full, "cancelled", "error" (with `message`).
+    """
+
+    id: int
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    finish: Literal["stop", "length", "cancelled", "error"] | None = None
+    usage: Usage = field(default_factory=Usage)
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """One step: its number, how many sequences shared its decode, tokens computed, and who waits."""
+
+    step: int
+    sequences: int
+    tokens: int
+    waiting: int
+
+
+class Emit(Protocol):
+    """How a backend tells what happened. Thread-safe. `step` is called once a step, in the engine's thread, and may call
+    `Backend.cancel` for a job of the same step (its stop string came): the job must then decode no further."""
+
+    def progress(self, fraction: float) -> None: ...
+    def step(self, outputs: Sequence[Output], stats: StepStats) -> None: ...
+    def fatal(self, error: BaseException) -> None: ...
+
+
+class Backend(Protocol):
+    """An engine in its worker. Push-based: submit returns at once, what happens comes through `emit`.
+
+    Every submitted job gets exactly one Output with `finish`, also after cancel. load blocks; all others are quick and may
+    be called from any thread.
+    """
+
+    def load(self, config: ModelConfig, files: Sequence[Path], emit: Emit) -> Loaded: ...
+    def submit(self, job: Job) -> None: ...
+    def cancel(self, id: int) -> None: ...
+    def tokenize(self, text: str, *, special: bool, bos: bool) -> list[int]: ...
+    def detokenize(self, tokens: Sequence[int]) -> str: ...
+    def close(self) -> None: ...

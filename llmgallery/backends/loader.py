@@ -1,0 +1,26 @@
+"""The backends that are installed, found through the entry points group `llmgallery.backends`."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import entry_points
+
+from llmgallery.backends.base import BackendSpec
+
+GROUP = "llmgallery.backends"
+
+
+@cache
+def specs() -> dict[str, BackendSpec]:
+    """Name -> spec, in the order of names. Importing a spec imports nothing heavy."""
+    found = [point.load() for point in entry_points(group=GROUP)]
+    return {spec.name: spec for spec in sorted(found, key=lambda spec: spec.name)}
+
+
+def canonical(name: str) -> str | None:
+    """The name of the backend that `name` or an alias of it means, in any case of letters; None = no such backend."""
+    wanted = name.lower()
+    for spec in specs().values():
+        if wanted in {spec.name.lower(), *(alias.lower() for alias in spec.aliases)}:
+            return spec.name
+    return None

@@ -1,0 +1,1 @@
+"""What is there and what can be fetched: registry, hub, file formats."""

@@ -1,0 +1,1 @@
+"""The YAML files: typed, strict, with positions."""

@@ -1,0 +1,281 @@
+"""A model's YAML as typed structs: LocalAI's key names, and ours. config/load.py fills them; nothing here reads a file.
+
+Every key has its meaning in `Meta(description=...)`: the JSON schema, the README's table and error messages are made from it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+Probability = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Demand = Literal["error", "warn", "ignore"]
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """A mapping of the YAML."""
+
+
+class Parameters(Section):
+    """The weights, and the sampling defaults of requests that do not ask."""
+
+    model: Annotated[str | None, Meta(description="weights: Hub reference, path under the models folder, or absolute path")] = None
+    temperature: Annotated[
+        Annotated[float, Meta(ge=0, le=100)] | None, Meta(description="0 = always the likeliest token")
+    ] = None
+    top_k: Annotated[Annotated[int, Meta(ge=0)] | None, Meta(description="keep the k likeliest tokens; 0 = all")] = None
+    top_p: Annotated[Probability | None, Meta(description="keep the likeliest tokens up to this probability")] = None
+    min_p: Annotated[Probability | None, Meta(description="drop tokens less likely than this share of the likeliest")] = None
+    typical_p: Annotated[Probability | None, Meta(description="locally typical sampling; 1 = off")] = None
+    seed: Annotated[int | None, Meta(description="-1 = random")] = None
+    max_tokens: Annotated[
+        Annotated[int, Meta(ge=-1)] | None, Meta(description="length limit of an answer; -1 = until the context is full")
+    ] = None
+    repeat_penalty: Annotated[Annotated[float, Meta(ge=0)] | None, Meta(description="1 = off")] = None
+    repeat_last_n: Annotated[
+        Annotated[int, Meta(ge=-1)] | None, Meta(description="how many tokens the penalties look back; -1 = all")
+    ] = None
+    presence_penalty: Annotated[Penalty | None, Meta(description="0 = off")] = None
+    frequency_penalty: Annotated[Penalty | None, Meta(description="0 = off")] = None
+    ignore_eos: Annotated[bool | None, Meta(description="go on after the end token")] = None
+    logit_bias: Annotated[dict[str, float] | None, Meta(description="token id: added logit")] = None
+    n: Annotated[int, Meta(ge=1)] | None = None
+    echo: bool | None = None
+    batch: Annotated[Annotated[int, Meta(ge=1)] | None, Meta(description="most tokens computed in one decode")] = None
+    n_keep: int | None = None
+    keep: int | None = None
+    tfz: float | None = None
+    logprobs: int | bool | None = None
+    top_logprobs: int | None = None
+    negative_prompt: str | None = None
+    negative_prompt_scale: float | None = None
+    rope_freq_base: Annotated[Annotated[float, Meta(ge=0)] | None, Meta(description="RoPE base; 0 = the model's own")] = None
+    rope_freq_scale: Annotated[Annotated[float, Meta(ge=0)] | None, Meta(description="RoPE scale; 0 = the model's own")] = None
+    tokenizer: str | None = None
+    clip_skip: int | None = None
+    encoding_format: str | None = None
+    pooling: str | None = None
+    pooling_half_life_tokens: float | None = None
+    translate: bool | None = None
+    language: str | None = None
+
+
+class Template(Section):
+    """How messages become a prompt. Jinja in chat_template[_file], a preset's name, or LocalAI's Go templates."""
+
+    preset: Annotated[str | None, Meta(description="a named prompt format, such as chatml")] = None
+    chat_template: Annotated[str | None, Meta(description="a Jinja chat template")] = None
+    chat_template_file: Annotated[str | None, Meta(description="a file beside this YAML that holds one")] = None
+    bos_token: Annotated[str | None, Meta(description="what the template gets as bos_token")] = None
+    eos_token: Annotated[str | None, Meta(description="what the template gets as eos_token")] = None
+    engine: Annotated[Literal["go", "gatogpt"] | None, Meta(description="language of chat, chat_message, ...")] = None
+    chat: str | None = None
+    chat_message: str | None = None
+    completion: str | None = None
+    edit: str | None = None
+    function: str | None = None
+    multimodal: str | None = None
+    reply_prefix: str | None = None
+    use_tokenizer_template: Annotated[bool | None, Meta(description="use the template that came with the weights")] = None
+    join_chat_messages_by_character: str | None = None
+
+
+class KeyValue(Section):
+    """A replacement: what `key` (a regex) matches becomes `value`."""
+
+    key: str
+    value: str
+
+
+class Trigger(Section):
+    """A word that switches a grammar on."""
+
+    word: str
+    at_start: bool | None = None
+
+
+class Grammar(Section):
+    """How tool calls constrain the answer."""
+
+    disable: bool | None = None
+    parallel_calls: bool | None = None
+    disable_parallel_new_lines: bool | None = None
+    mixed_mode: bool | None = None
+    no_mixed_free_string: bool | None = None
+    prefix: str | None = None
+    expect_strings_after_json: bool | None = None
+    properties_order: str | None = None
+    schema_type: str | None = None
+    triggers: list[Trigger] = []
+
+
+class Function(Section):
+    """LocalAI's `function:` block."""
+
+    disable_no_action: bool | None = None
+    no_action_function_name: str | None = None
+    no_action_description_name: str | None = None
+    response_regex: list[str] = []
+    json_regex_match: list[str] = []
+    argument_regex: list[str] = []
+    argument_regex_key_name: str | None = None
+    argument_regex_value_name: str | None = None
+    replace_function_results: list[KeyValue] = []
+    replace_llm_results: list[KeyValue] = []
+    capture_llm_results: list[str] = []
+    automatic_tool_parsing_fallback: bool | None = None
+    function_name_key: str | None = None
+    function_arguments_key: str | None = None
+    xml_format_preset: str | None = None
+    xml_format: dict[str, Any] | None = None
+    disable_peg_parser: bool | None = None
+    grammar: Grammar = Grammar()
+
+
+class OnUnsupported(Section):
+    """What to do with a request field that this model cannot honour."""
+
+    demands: Annotated[Demand, Meta(description="tools, response_format, logprobs, n > 1, images, grammar")] = "error"
+    hints: Annotated[Demand, Meta(description="user, metadata, store, service_tier, unknown fields")] = "ignore"
+
+
+class Limits(Section):
+    """LocalAI's per-model limits."""
+
+    max_concurrent: Annotated[int, Meta(ge=1)] | None = None
+    retry_after_seconds: Annotated[int, Meta(ge=0)] | None = None
+
+
+class ModelConfig(Section):
+    """One model file. Load keys (LOAD_KEYS) start a new worker when they change; all others act at the next request."""
+
+    name: Annotated[str | None, Meta(description="what requests call it; else the file's stem")] = None
+    aliases: Annotated[list[str], Meta(description="other names; may be globs such as gpt-4o*")] = []
+    description: Annotated[str | None, Meta(description="shown in lists")] = None
+    owned_by: Annotated[str | None, Meta(description="owned_by in GET /v1/models")] = None
+    usage: str | None = None
+    backend: Annotated[str | None, Meta(description="the engine; else recognised from the files")] = None
+    model: Annotated[str | None, Meta(description="the same as parameters.model")] = None
+    model_base_name: Annotated[str | None, Meta(description="stem of the weights file in a repo that holds several")] = None
+    parameters: Annotated[Parameters, Meta(description="the weights and the sampling defaults")] = Parameters()
+
+    context_size: Annotated[
+        Annotated[int, Meta(ge=1)] | None, Meta(description="tokens that prompt and answer may take; else what the model has")
+    ] = None
+    parallel: Annotated[Annotated[int, Meta(ge=1, le=256)] | None, Meta(description="requests decoded together")] = None
+    gpu_layers: Annotated[Annotated[int, Meta(ge=-1)] | None, Meta(description="layers on the GPU; -1 = all")] = None
+    threads: Annotated[Annotated[int, Meta(ge=1)] | None, Meta(description="CPU threads; else the cores of the machine")] = None
+    mmap: Annotated[bool | None, Meta(description="map the weights instead of reading them")] = None
+    mmlock: Annotated[bool | None, Meta(description="lock the weights in memory")] = None
+    f16: Annotated[bool | None, Meta(description="KV cache in F16, which is the default")] = None
+    low_vram: bool | None = None
+    flash_attention: Annotated[str | bool | None, Meta(description="auto, on or off")] = None
+    cache_type_k: Annotated[str | None, Meta(description="type of the K cache, such as q8_0")] = None
+    cache_type_v: Annotated[str | None, Meta(description="type of the V cache, such as q8_0")] = None
+    no_kv_offloading: bool | None = None
+    numa: bool | None = None
+    tensor_split: str | list[float] | None = None
+    main_gpu: str | int | None = None
+    rope_scaling: str | None = None
+    yarn_ext_factor: float | None = None
+    yarn_attn_factor: float | None = None
+    yarn_beta_fast: float | None = None
+    yarn_beta_slow: float | None = None
+    mmproj: str | None = None
+    draft_model: str | None = None
+    n_draft: int | None = None
+    lora_adapter: str | None = None
+    lora_base: str | None = None
+    lora_scale: float | None = None
+    lora_adapters: list[str] = []
+    lora_scales: list[float] = []
+    embeddings: bool | None = None
+    reranking: bool | None = None
+    options: Annotated[
+        dict[str, Any] | list[str], Meta(description="the backend's own keys; LocalAI's list of key:value is read too")
+    ] = {}
+    engine_args: dict[str, Any] | None = None
+    type: str | None = None
+    trust_remote_code: bool | None = None
+    quantization: str | None = None
+    load_format: str | None = None
+    dtype: str | None = None
+    gpu_memory_utilization: float | None = None
+    enforce_eager: bool | None = None
+    swap_space: int | None = None
+    max_model_len: int | None = None
+    tensor_parallel_size: int | None = None
+    disable_log_stats: bool | None = None
+    limit_mm_per_prompt: dict[str, int] | None = None
+
+    keep_alive: Annotated[
+        str | int | float | None, Meta(description="unload after this idle time, such as 15m; 0 = at once, -1 = never")
+    ] = None
+    pinned: Annotated[bool | None, Meta(description="never unload to make room")] = None
+    disabled: Annotated[bool | None, Meta(description="listed, but not served")] = None
+
+    system_prompt: Annotated[str | None, Meta(description="system message of chats that bring none")] = None
+    stopwords: Annotated[list[str], Meta(description="strings that end an answer, beside the request's own")] = []
+    template: Annotated[Template, Meta(description="how messages become a prompt")] = Template()
+    roles: Annotated[dict[str, str], Meta(description="other names for roles, for Go templates")] = {}
+    function: Function = Function()
+    grammar: str | None = None
+    cutstrings: list[str] = []
+    extract_regex: list[str] = []
+    trimspace: list[str] = []
+    trimsuffix: list[str] = []
+    reasoning: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], Meta(description="variables for the chat template")] = {}
+    on_unsupported: Annotated[OnUnsupported, Meta(description="fields that the model cannot honour")] = OnUnsupported()
+
+    known_usecases: list[str] = []
+    known_input_modalities: list[str] = []
+    known_output_modalities: list[str] = []
+    feature_flags: dict[str, Any] = {}
+    limits: Limits = Limits()
+    concurrency_groups: list[str] = []
+    artifacts: list[dict[str, Any]] = []
+    download_files: list[dict[str, Any]] = []
+    mirostat: int | None = None
+    mirostat_eta: float | None = None
+    mirostat_tau: float | None = None
+    prompt_cache_path: str | None = None
+    prompt_cache_all: bool | None = None
+    prompt_cache_ro: bool | None = None
+    ngqa: int | None = None
+    rms_norm_eps: float | None = None
+    no_mulmatq: bool | None = None
+    cfg_scale: float | None = None
+    step: int | None = None
+    alias: str | None = None
+    proxy: dict[str, Any] | None = None
+    grpc: dict[str, Any] | None = None
+
+    @property
+    def weights(self) -> str | None:
+        """The weights reference, under either of its two names."""
+        return self.parameters.model or self.model
+
+
+LOAD_KEYS = frozenset(
+    """backend model model_base_name context_size parallel gpu_layers threads mmap mmlock f16 low_vram flash_attention
+    cache_type_k cache_type_v no_kv_offloading numa tensor_split main_gpu rope_scaling yarn_ext_factor yarn_attn_factor
+    yarn_beta_fast yarn_beta_slow mmproj draft_model n_draft lora_adapter lora_base lora_scale lora_adapters lora_scales
+    embeddings reranking options engine_args type trust_remote_code quantization load_format dtype gpu_memory_utilization
+    enforce_eager swap_space max_model_len tensor_parallel_size disable_log_stats limit_mm_per_prompt""".split()
+)
+"""Top-level keys that decide what is loaded."""
+
+LOAD_PARAMETERS = frozenset({"model", "batch", "rope_freq_base", "rope_freq_scale", "tokenizer"})
+"""The same, under `parameters`."""
+
+
+def load_options(config: ModelConfig) -> dict[str, Any]:
+    """The load keys that are set, `parameters`' own with their dotted names; equal options may share a worker."""
+    top = {key: getattr(config, key) for key in sorted(LOAD_KEYS)}
+    below = {f"parameters.{key}": getattr(config.parameters, key) for key in sorted(LOAD_PARAMETERS)}
+    return {key: value for key, value in {**top, **below}.items() if value not in (None, [], {})}

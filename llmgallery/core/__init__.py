@@ -1,0 +1,1 @@
+"""The vocabulary: frozen value types that every layer speaks. No I/O."""

@@ -1,0 +1,70 @@
+"""What a conversation is made of. Pure values: ids and storage live elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+
+
+class TextPart(msgspec.Struct, frozen=True, tag="text"):
+    """Text as the client sent it."""
+
+    text: str
+
+
+class ImagePart(msgspec.Struct, frozen=True, tag="image"):
+    """An image: bytes, or the reference that names them until they are fetched."""
+
+    data: bytes = b""
+    url: str = ""
+    detail: str = "auto"
+
+
+class RefusalPart(msgspec.Struct, frozen=True, tag="refusal"):
+    """What an assistant said when it refused."""
+
+    text: str
+
+
+Part = TextPart | ImagePart | RefusalPart
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call that the assistant made. `arguments` is JSON text, kept as it came."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Tool(msgspec.Struct, frozen=True):
+    """A function on offer. `parameters` is a JSON schema."""
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] = {}
+    strict: bool | None = None
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One turn. `name` is the speaker's, `tool_call_id` says which call a tool's message answers."""
+
+    role: Role
+    parts: tuple[Part, ...] = ()
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    reasoning: str | None = None
+
+    @property
+    def text(self) -> str:
+        """All text parts, joined."""
+        return "".join(part.text for part in self.parts if not isinstance(part, ImagePart))
+
+
+def say(role: Role, text: str) -> Message:
+    """A message that is only text."""
+    return Message(role, (TextPart(text),))

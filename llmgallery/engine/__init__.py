@@ -1,0 +1,1 @@
+"""Batching without a model: sequences, slots, the schedule of each step."""

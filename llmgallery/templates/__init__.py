@@ -1,0 +1,1 @@
+"""Prompt templates: text in, text out. Knows no chat."""

@@ -1,0 +1,152 @@
+"""Every message between server and worker. Parent to child: Command; child to parent: Report. A change raises PROTOCOL."""
+
+from __future__ import annotations
+
+import msgspec
+
+from llmgallery.config.model import ModelConfig
+from llmgallery.core.errors import ErrorInfo
+from llmgallery.core.events import Event
+from llmgallery.core.requests import ChatRequest, CompletionRequest
+
+PROTOCOL = 1
+MAX_FRAME = 64 * 1024 * 1024
+
+
+class Frame(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """One message; its type's name is its tag."""
+
+
+class Load(Frame):
+    """Load this model from these files (first = the weights, or their first part). Answered by Progress..., Ready or Fatal."""
+
+    config: ModelConfig
+    backend: str
+    files: tuple[str, ...] = ()
+
+
+class Configure(Frame):
+    """From now on `digest` means this configuration. Sent once per worker, before its first Submit."""
+
+    digest: str
+    config: ModelConfig
+
+
+class Submit(Frame):
+    """Answer this. Answered by Accepted or Rejected; after Accepted by Events up to one Done.
+    `coalesce`: text may come in pieces of 250 ms (nobody streams it)."""
+
+    id: int
+    digest: str
+    request: ChatRequest | CompletionRequest
+    coalesce: bool = False
+
+
+class Cancel(Frame):
+    """End it: its Done comes with reason cancelled, unless another is on its way already."""
+
+    id: int
+
+
+class Tokenize(Frame):
+    """Text to token ids; answered by Result."""
+
+    id: int
+    text: str
+    special: bool = False
+    bos: bool = False
+
+
+class Detokenize(Frame):
+    """Token ids to text; answered by Result."""
+
+    id: int
+    tokens: tuple[int, ...]
+
+
+class Render(Frame):
+    """The exact prompt of a chat, and its tokens; answered by Result."""
+
+    id: int
+    digest: str
+    request: ChatRequest
+
+
+class Stop(Frame):
+    """Finish nothing, free everything, exit 0."""
+
+
+Command = Load | Configure | Submit | Cancel | Tokenize | Detokenize | Render | Stop
+
+
+class Hello(Frame):
+    """First frame of a child."""
+
+    protocol: int
+    version: str
+    pid: int
+
+
+class Loading(Frame):
+    """Progress of Load, 0 to 1."""
+
+    fraction: float
+
+
+class Ready(Frame):
+    """Loaded. Sizes in tokens; `memory_bytes` as the backend counts it."""
+
+    context_size: int
+    slots: int
+    capabilities: tuple[str, ...] = ()
+    memory_bytes: int = 0
+    vocab_size: int = 0
+
+
+class Accepted(Frame):
+    """The request is rendered, fits, and is queued."""
+
+    id: int
+    prompt_tokens: int
+
+
+class Rejected(Frame):
+    """The request will not be answered; nothing else comes for it."""
+
+    id: int
+    error: ErrorInfo
+
+
+class Events(Frame):
+    """What one engine step made, for all requests."""
+
+    items: tuple[tuple[int, Event], ...]
+
+
+class Result(Frame):
+    """Answer to Tokenize (tokens), Detokenize (text) and Render (both), or their error."""
+
+    id: int
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    error: ErrorInfo | None = None
+
+
+class Stats(Frame):
+    """After steps: the step counter, sequences in the last decode, most sequences in one decode since the start,
+    jobs waiting, tokens computed since the start."""
+
+    step: int
+    sequences: int
+    most_sequences: int
+    waiting: int
+    tokens: int
+
+
+class Fatal(Frame):
+    """The worker cannot go on and exits."""
+
+    error: ErrorInfo
+
+
+Report = Hello | Loading | Ready | Accepted | Rejected | Events | Result | Stats | Fatal

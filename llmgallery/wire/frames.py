@@ -17,7 +17,7 @@ class Frame(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """One message; its type's name is its tag."""
 
 
-class Load(Frame):
+class Load(Frame, frozen=True):
     """Load this model from these files (first = the weights, or their first part). Answered by Progress..., Ready or Fatal."""
 
     config: ModelConfig
@@ -25,14 +25,14 @@ class Load(Frame):
     files: tuple[str, ...] = ()
 
 
-class Configure(Frame):
+class Configure(Frame, frozen=True):
     """From now on `digest` means this configuration. Sent once per worker, before its first Submit."""
 
     digest: str
     config: ModelConfig
 
 
-class Submit(Frame):
+class Submit(Frame, frozen=True):
     """Answer this. Answered by Accepted or Rejected; after Accepted by Events up to one Done.
     `coalesce`: text may come in pieces of 250 ms (nobody streams it)."""
 
@@ -42,13 +42,13 @@ class Submit(Frame):
     coalesce: bool = False
 
 
-class Cancel(Frame):
+class Cancel(Frame, frozen=True):
     """End it: its Done comes with reason cancelled, unless another is on its way already."""
 
     id: int
 
 
-class Tokenize(Frame):
+class Tokenize(Frame, frozen=True):
     """Text to token ids; answered by Result."""
 
     id: int
@@ -57,14 +57,14 @@ class Tokenize(Frame):
     bos: bool = False
 
 
-class Detokenize(Frame):
+class Detokenize(Frame, frozen=True):
     """Token ids to text; answered by Result."""
 
     id: int
     tokens: tuple[int, ...]
 
 
-class Render(Frame):
+class Render(Frame, frozen=True):
     """The exact prompt of a chat, and its tokens; answered by Result."""
 
     id: int
@@ -72,14 +72,14 @@ class Render(Frame):
     request: ChatRequest
 
 
-class Stop(Frame):
+class Stop(Frame, frozen=True):
     """Finish nothing, free everything, exit 0."""
 
 
 Command = Load | Configure | Submit | Cancel | Tokenize | Detokenize | Render | Stop
 
 
-class Hello(Frame):
+class Hello(Frame, frozen=True):
     """First frame of a child."""
 
     protocol: int
@@ -87,13 +87,13 @@ class Hello(Frame):
     pid: int
 
 
-class Loading(Frame):
+class Loading(Frame, frozen=True):
     """Progress of Load, 0 to 1."""
 
     fraction: float
 
 
-class Ready(Frame):
+class Ready(Frame, frozen=True):
     """Loaded. Sizes in tokens; `memory_bytes` as the backend counts it."""
 
     context_size: int
@@ -103,27 +103,27 @@ class Ready(Frame):
     vocab_size: int = 0
 
 
-class Accepted(Frame):
+class Accepted(Frame, frozen=True):
     """The request is rendered, fits, and is queued."""
 
     id: int
     prompt_tokens: int
 
 
-class Rejected(Frame):
+class Rejected(Frame, frozen=True):
     """The request will not be answered; nothing else comes for it."""
 
     id: int
     error: ErrorInfo
 
 
-class Events(Frame):
+class Events(Frame, frozen=True):
     """What one engine step made, for all requests."""
 
     items: tuple[tuple[int, Event], ...]
 
 
-class Result(Frame):
+class Result(Frame, frozen=True):
     """Answer to Tokenize (tokens), Detokenize (text) and Render (both), or their error."""
 
     id: int
@@ -132,7 +132,7 @@ class Result(Frame):
     error: ErrorInfo | None = None
 
 
-class Stats(Frame):
+class Stats(Frame, frozen=True):
     """After steps: the step counter, sequences in the last decode, most sequences in one decode since the start,
     jobs waiting, tokens computed since the start."""
 
@@ -143,7 +143,7 @@ class Stats(Frame):
     tokens: int
 
 
-class Fatal(Frame):
+class Fatal(Frame, frozen=True):
     """The worker cannot go on and exits."""
 
     error: ErrorInfo

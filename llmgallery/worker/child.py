@@ -1,0 +1,174 @@
+"""The life of a worker: Hello, Load, then requests until the parent stops it or is gone.
+
+Threads: the reader (commands, cancels at once), this one (loads, renders, tokenises), the engine's, the writer.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+from llmgallery import __version__
+from llmgallery.backends.base import Backend, Loaded
+from llmgallery.backends.loader import specs
+from llmgallery.config.model import ModelConfig
+from llmgallery.core.errors import ErrorInfo, GalleryError, LoadError
+from llmgallery.wire.channel import ChildChannel, FrameError
+from llmgallery.wire.frames import (
+    PROTOCOL,
+    Accepted,
+    Cancel,
+    Command,
+    Configure,
+    Detokenize,
+    Fatal,
+    Hello,
+    Load,
+    Ready,
+    Rejected,
+    Render,
+    Result,
+    Stop,
+    Submit,
+    Tokenize,
+)
+from llmgallery.worker.answers import Answers
+from llmgallery.worker.outbox import Outbox
+from llmgallery.worker.prepare import chat_tokens, prepare
+
+
+def serve(fd: int) -> None:
+    """Runs until the process ends."""
+    Child(ChildChannel(socket.socket(fileno=fd))).run()
+
+
+def describe(error: BaseException) -> ErrorInfo:
+    """What the parent is told of an exception; one that is not ours is a bug and leaves its traceback in the log."""
+    if isinstance(error, GalleryError):
+        return error.info()
+    traceback.print_exception(error, file=sys.stderr)
+    return ErrorInfo("GalleryError", f"{type(error).__name__}: {error}")
+
+
+class Child:
+    def __init__(self, channel: ChildChannel) -> None:
+        self._channel = channel
+        self._outbox = Outbox(channel)
+        self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._configs: dict[str, ModelConfig] = {}
+        self._pending: dict[int, bool] = {}  # read, not yet with the backend -> withdrawn meanwhile
+        self._lock = threading.Lock()
+        self._backend: Backend | None = None
+        self._loaded = Loaded(context_size=0)
+        self._answers = Answers(self._outbox.send, self._cancel_job, self._die)
+
+    def run(self) -> None:
+        threading.Thread(target=self._read, name="reader", daemon=True).start()
+        self._outbox.send(Hello(PROTOCOL, __version__, os.getpid()))
+        while True:
+            self._handle(self._inbox.get())
+
+    def _read(self) -> None:
+        try:
+            for command in self._channel.commands():
+                if isinstance(command, Stop):
+                    break
+                if isinstance(command, Cancel):
+                    self._cancel(command.id)
+                    continue
+                if isinstance(command, Submit):
+                    self._pending[command.id] = False
+                self._inbox.put(command)
+        except (FrameError, OSError) as exc:
+            print(f"worker: {exc}", file=sys.stderr, flush=True)
+            os._exit(1)
+        # Also in the middle of a native call: a worker never outlives its server, and the kernel frees all.
+        os._exit(0)
+
+    def _handle(self, command: Command) -> None:
+        match command:
+            case Load():
+                self._load(command)
+            case Configure(digest, config):
+                self._configs[digest] = config
+            case Submit():
+                self._submit(command)
+            case Tokenize() | Detokenize() | Render():
+                self._outbox.send(self._result(command))
+            case _:
+                raise AssertionError(f"{command} is the reader's")
+
+    def _load(self, command: Load) -> None:
+        try:
+            spec = specs().get(command.backend)
+            if spec is None:
+                raise LoadError(f"this worker has no backend {command.backend}")
+            backend = spec.load()()
+            self._loaded = backend.load(command.config, [Path(file) for file in command.files], self._answers)
+            self._backend = backend
+        except Exception as exc:  # noqa: BLE001 - process border: the parent must hear of every failure
+            info = describe(exc)
+            self._die(info if info.kind != "GalleryError" else ErrorInfo("LoadError", info.message))
+        loaded = self._loaded
+        self._outbox.send(
+            Ready(loaded.context_size, loaded.slots, tuple(sorted(loaded.capabilities)), loaded.memory_bytes, loaded.vocab_size)
+        )
+
+    def _die(self, error: ErrorInfo) -> NoReturn:
+        self._outbox.send(Fatal(error))
+        self._outbox.flush(5)
+        os._exit(1)
+
+    def _ready_backend(self) -> Backend:
+        if self._backend is None:
+            raise LoadError("nothing is loaded yet")
+        return self._backend
+
+    def _submit(self, command: Submit) -> None:
+        id = command.id
+        try:
+            backend = self._ready_backend()
+            prepared = prepare(id, command.request, self._configs[command.digest], backend, self._loaded)
+        except Exception as exc:  # noqa: BLE001 - process border: one request fails, the worker goes on
+            self._pending.pop(id)
+            self._outbox.send(Rejected(id, describe(exc)))
+            return
+        self._outbox.send(Accepted(id, len(prepared.job.prompt)))
+        self._answers.open(id, prepared.stops, prepared.preamble, command.coalesce)
+        backend.submit(prepared.job)
+        with self._lock:
+            withdrawn = self._pending.pop(id)
+        if withdrawn:
+            backend.cancel(id)
+
+    def _cancel(self, id: int) -> None:
+        """At once, in the reader's thread; a request that is still being rendered is cancelled when it is submitted."""
+        with self._lock:
+            if id in self._pending:
+                self._pending[id] = True
+                return
+        self._cancel_job(id)
+
+    def _cancel_job(self, id: int) -> None:
+        if self._backend is not None:
+            self._backend.cancel(id)
+
+    def _result(self, command: Tokenize | Detokenize | Render) -> Result:
+        try:
+            backend = self._ready_backend()
+            match command:
+                case Tokenize(id, text, special, bos):
+                    return Result(id, tokens=tuple(backend.tokenize(text, special=special, bos=bos)))
+                case Detokenize(id, tokens):
+                    return Result(id, text=backend.detokenize(tokens))
+                case Render(id, digest, request):
+                    rendered, prompt = chat_tokens(request, self._configs[digest], backend, self._loaded)
+                    return Result(id, text=rendered.prompt, tokens=tuple(prompt))
+        except Exception as exc:  # noqa: BLE001 - process border: one request fails, the worker goes on
+            return Result(command.id, error=describe(exc))

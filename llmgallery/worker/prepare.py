@@ -1,0 +1,74 @@
+"""From a request to a job: render, tokenise, check that it fits. Everything that can refuse a request is here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from llmgallery.backends.base import Backend, Job, Loaded
+from llmgallery.chat.prompt import Rendered, render_chat
+from llmgallery.config.model import ModelConfig
+from llmgallery.core.errors import ContextExceeded, InvalidField
+from llmgallery.core.requests import ChatRequest, CompletionRequest, Request
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that fits, the strings that end it, and text that comes before its answer (echo)."""
+
+    job: Job
+    stops: tuple[str, ...]
+    preamble: str = ""
+
+
+def prepare(id: int, request: Request, config: ModelConfig, backend: Backend, loaded: Loaded) -> Prepared:
+    """Raises InvalidField, TemplateError, ContextExceeded."""
+    if isinstance(request, ChatRequest):
+        rendered, tokens = chat_tokens(request, config, backend, loaded)
+        stops, preamble = rendered.stops, ""
+    else:
+        tokens, stops = completion_tokens(request, backend, loaded), ()
+        preamble = _prompt_text(request, backend) if request.echo else ""
+    check_fits(len(tokens), loaded.context_size)
+    sampling = request.sampling
+    if sampling.max_tokens is not None and sampling.max_tokens < 0:
+        sampling = msgspec.structs.replace(sampling, max_tokens=None)
+    return Prepared(Job(id, tokens, sampling), tuple(dict.fromkeys((*request.stop, *stops))), preamble)
+
+
+def chat_tokens(request: ChatRequest, config: ModelConfig, backend: Backend, loaded: Loaded) -> tuple[Rendered, list[int]]:
+    """The prompt of a chat, with the stop strings that its template brings, and its tokens."""
+    rendered = render_chat(request, config, loaded)
+    bos = loaded.add_bos and not rendered.bos_in_text
+    tokens = backend.tokenize(rendered.prompt, special=True, bos=bos)
+    if not tokens:
+        raise InvalidField("the chat template made an empty prompt of these messages", field="messages")
+    return rendered, tokens
+
+
+def completion_tokens(request: CompletionRequest, backend: Backend, loaded: Loaded) -> list[int]:
+    """The prompt of a completion as tokens; token ids are taken as they are, once they are known to the vocabulary."""
+    if isinstance(request.prompt, str):
+        tokens = backend.tokenize(request.prompt, special=True, bos=loaded.add_bos)
+    else:
+        tokens = list(request.prompt)
+        if strange := [token for token in tokens if not 0 <= token < loaded.vocab_size]:
+            raise InvalidField(f"token {strange[0]} is not in the vocabulary of {loaded.vocab_size} tokens", field="prompt")
+    if not tokens:
+        raise InvalidField("the prompt is empty", field="prompt")
+    return tokens
+
+
+def check_fits(prompt_tokens: int, context_size: int) -> None:
+    """A prompt must leave room for one token at least. An answer that meets the end of the context ends with "length"."""
+    if prompt_tokens >= context_size:
+        raise ContextExceeded(
+            f"the prompt has {prompt_tokens} tokens, but the context holds {context_size} with the answer: "
+            "shorten the messages, or raise context_size in the model's YAML",
+            field="messages",
+        )
+
+
+def _prompt_text(request: CompletionRequest, backend: Backend) -> str:
+    return request.prompt if isinstance(request.prompt, str) else backend.detokenize(request.prompt)

@@ -1,0 +1,116 @@
+"""One submitted request, seen from the server: accepted or refused, then its events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+from llmgallery.core.errors import GalleryError, Overloaded
+from llmgallery.core.events import Done, Event, TextDelta
+
+MAILBOX_BYTES = 1024 * 1024
+
+
+class Answer:
+    """An async iterator of events that ends after Done. A slow reader holds only its own answer: adjacent text is merged,
+    and above MAILBOX_BYTES of unread text the answer is cancelled.
+
+    `started`: it may have been in the batch in which its worker died, so it must not be tried again.
+    """
+
+    def __init__(self, id: int, cancel: Callable[[int], None]) -> None:
+        self.id = id
+        self.started = False
+        self.emitted = False
+        self._cancel = cancel
+        self._accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._events: deque[Event] = deque()
+        self._unread = 0
+        self._wake = asyncio.Event()
+        self._closed = False
+        self._failure: GalleryError | None = None
+        self._read_done = False
+
+    async def accepted(self) -> int:
+        """Prompt tokens, once the worker has taken the request. Raises what it was refused for, or WorkerDied."""
+        return await asyncio.shield(self._accepted)
+
+    @property
+    def is_accepted(self) -> bool:
+        return self._accepted.done() and not self._accepted.cancelled() and self._accepted.exception() is None
+
+    @property
+    def is_open(self) -> bool:
+        """No Done has arrived, and no failure."""
+        return not self._closed
+
+    def cancel(self) -> None:
+        """At once and more than once: no further text; the slot is free when Done arrives."""
+        if not self._closed:
+            self._cancel(self.id)
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        """Raises WorkerDied when the worker ends before Done."""
+        if self._read_done:
+            raise StopAsyncIteration
+        while not self._events:
+            if self._failure is not None:
+                raise self._failure
+            self._wake.clear()
+            await self._wake.wait()
+        event = self._events.popleft()
+        if isinstance(event, TextDelta):
+            self._unread -= len(event.text)
+        else:
+            self._read_done = True
+        return event
+
+    # --- the worker's side ---------------------------------------------------------------------------------------------
+
+    def accept(self, prompt_tokens: int) -> None:
+        if not self._accepted.done():
+            self._accepted.set_result(prompt_tokens)
+
+    def reject(self, error: GalleryError) -> None:
+        self._closed = True
+        self.fail(error)
+
+    def put(self, event: Event) -> None:
+        if isinstance(event, Done):
+            self._closed = True
+            if self._failure is None:
+                self._events.append(event)
+        elif not self._overflows(event):
+            self.emitted = True
+            self._append(event)
+        self._wake.set()
+
+    def fail(self, error: GalleryError) -> None:
+        """The worker is gone: what has arrived is still read, then this is raised."""
+        self._closed = True
+        self._failure = error
+        if not self._accepted.done():
+            self._accepted.set_exception(error)
+            self._accepted.exception()  # retrieved: nobody may be waiting for it
+        self._wake.set()
+
+    def _append(self, event: TextDelta) -> None:
+        last = self._events[-1] if self._events else None
+        if isinstance(last, TextDelta) and not last.extra and not event.extra:
+            self._events[-1] = TextDelta(last.text + event.text)
+        else:
+            self._events.append(event)
+        self._unread += len(event.text)
+
+    def _overflows(self, event: TextDelta) -> bool:
+        if self._failure is not None:
+            return True
+        if self._unread + len(event.text) <= MAILBOX_BYTES:
+            return False
+        self._failure = Overloaded(f"the client did not read for {MAILBOX_BYTES} characters; its answer was cancelled")
+        self.cancel()
+        return True

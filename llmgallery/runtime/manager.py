@@ -1,0 +1,342 @@
+"""The one owner of all workers: requests lease models, installs and loads are its own tasks, memory is its to give."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from llmgallery.backends.loader import specs
+from llmgallery.catalog.index import Entry
+from llmgallery.catalog.weights import backend_for
+from llmgallery.config.model import ModelConfig, load_options
+from llmgallery.core.errors import LoadError, Overloaded
+from llmgallery.core.events import Progress
+from llmgallery.runtime import memory, policy
+from llmgallery.runtime.handle import Handle
+from llmgallery.runtime.lease import Board, Lease
+from llmgallery.runtime.resident import ModelState, Resident
+
+OnBytes = Callable[[int, int], None]
+T = TypeVar("T")
+
+
+class Files(Protocol):
+    """Where weights come from: local files, or a download that everybody who asks shares."""
+
+    async def ensure(self, entry: Entry, on_bytes: OnBytes) -> list[Path]: ...
+
+
+class Manager:
+    """`memory_budget`: bytes for all models together, None = what the machine has left. `queue_wait`: seconds that a load
+    waits for memory. `keep_alive`: seconds, for models that do not say; math.inf = never unload."""
+
+    def __init__(
+        self,
+        files: Files,
+        *,
+        memory_budget: int | None = None,
+        queue_wait: float = 60.0,
+        keep_alive: float = 900.0,
+        available: Callable[[], int] = memory.available,
+    ) -> None:
+        self._files = files
+        self._budget = memory_budget
+        self._queue_wait = queue_wait
+        self._keep_alive = keep_alive
+        self._available = available
+        self._residents: dict[str, Resident] = {}
+        self._leases: dict[Lease, Resident] = {}
+        self._downloads: dict[str, Board] = {}
+        self._room = asyncio.Lock()  # first come, first served
+        self._change = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._reaper: asyncio.Task[None] | None = None
+        self._stopping = False
+        self.restarts = 0
+        self.evictions = 0
+
+    async def start(self) -> None:
+        """Begins to unload idle models."""
+        self._reaper = asyncio.create_task(self._reap(), name="unloads idle models")
+
+    async def stop(self, drain: float = 0.0) -> None:
+        """No new leases; open ones get `drain` seconds; then every worker ends."""
+        self._stopping = True
+        self._changed()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(drain):
+                while self._leases:
+                    await self._next_change()
+        for task in [*self._tasks, *([self._reaper] if self._reaper else [])]:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await asyncio.gather(*(self._unload(resident) for resident in list(self._residents.values())))
+
+    # --- leases ----------------------------------------------------------------------------------------------------------
+
+    def lease(self, entry: Entry) -> Lease:
+        """A hold on the model of `entry`, to be used with `async with`."""
+        return Lease(lambda lease: self._acquire(lease, entry), self._release)
+
+    async def _acquire(self, lease: Lease, entry: Entry) -> Handle:
+        self._release(lease)
+        if self._stopping:
+            raise Overloaded("the server is shutting down", retry_after=10)
+        files = await self._ensure(lease, entry)
+        resident = self._resident(entry, files)
+        resident.leases += 1  # from here on nobody evicts it, also while it loads
+        self._leases[lease] = resident
+        resident.used(time.monotonic())
+        try:
+            return await self._ready(lease, resident, entry)
+        except BaseException:
+            self._release(lease)
+            raise
+
+    async def _ensure(self, lease: Lease, entry: Entry) -> list[Path]:
+        """Raises HubError, ConfigError."""
+        try:
+            return await self._files.ensure(entry, lambda done, total: self._downloading(lease, entry.name, done, total))
+        finally:
+            self._downloads.pop(entry.name, None)
+
+    def _downloading(self, lease: Lease, name: str, done: int, total: int) -> None:
+        progress = Progress("downloading", done / total if total else None, done, total)
+        lease.board.post(progress)
+        self._downloads.setdefault(name, Board()).post(progress)
+
+    async def _ready(self, lease: Lease, resident: Resident, entry: Entry) -> Handle:
+        if (live := resident.live) is not None:
+            return live
+        if resident.loading is None:
+            resident.board.post(Progress("queued"))
+            resident.loading = self._spawn(self._load(resident, entry), f"load {resident.name}")
+            self._changed()
+        loading = asyncio.shield(resident.loading)
+        follow = asyncio.create_task(_follow(resident.board, lease.board))
+        try:
+            return await loading
+        finally:
+            follow.cancel()
+
+    def _release(self, lease: Lease) -> None:
+        resident = self._leases.pop(lease, None)
+        if resident is None:
+            return
+        resident.leases -= 1
+        resident.used(time.monotonic())
+        self._changed()
+
+    def _resident(self, entry: Entry, files: list[Path]) -> Resident:
+        """The record of the entry's load key; five YAMLs over one file share one. Raises LoadError."""
+        backend = entry.backend or backend_for(files, specs())
+        key = load_key(backend, entry.config, files)
+        resident = self._residents.get(key)
+        if resident is None:
+            resident = self._residents[key] = Resident(key, entry.name, backend, files, self._keep_alive)
+        for other in self._residents.values():
+            other.entries.pop(entry.name, None)  # what the model was before its file or its weights changed
+        resident.entries[entry.name] = entry
+        return resident
+
+    # --- loads: tasks of the manager; no waiter's cancel cancels them ------------------------------------------------------
+
+    async def _load(self, resident: Resident, entry: Entry) -> Handle:
+        try:
+            await self._back_off(resident)
+            config = await self._plan(resident, entry)
+            resident.board.post(Progress("loading", 0.0))
+            handle = await Handle.start(
+                resident.name,
+                resident.backend,
+                config,
+                resident.files,
+                lambda fraction: resident.board.post(Progress("loading", fraction)),
+            )
+        except Overloaded:
+            resident.board.post(None)
+            raise
+        except Exception as exc:
+            resident.failed(str(exc), time.monotonic())
+            raise
+        finally:
+            resident.loading = None
+            resident.reserved = False
+            self._changed()
+        resident.loaded(handle, time.monotonic())
+        self._spawn(self._watch(resident, handle), f"watch {resident.name}")
+        return handle
+
+    async def _plan(self, resident: Resident, entry: Entry) -> ModelConfig:
+        """Waits for its turn and for memory; then the memory is promised. Raises Overloaded, LoadError."""
+        deadline = time.monotonic() + self._queue_wait
+        try:
+            async with asyncio.timeout(self._queue_wait):
+                await self._room.acquire()
+        except TimeoutError:
+            raise Overloaded(
+                f"model {resident.name} waited {self._queue_wait:.0f} s for its turn to load", retry_after=10
+            ) from None
+        try:
+            if resident.leaving is not None:
+                await asyncio.shield(resident.leaving.ended)
+            config, resident.bytes = await asyncio.to_thread(memory.plan, entry.config, resident.files, self._free(resident))
+            await self._make_room(resident, deadline)
+            resident.reserved = True
+        finally:
+            self._room.release()
+        return config
+
+    async def _back_off(self, resident: Resident) -> None:
+        """A model that keeps failing is not started at every request."""
+        delay = resident.retry_at - time.monotonic()
+        if delay > 1.0:
+            raise Overloaded(
+                f"model {resident.name} failed {resident.failures} times and is tried again in {delay:.0f} s: {resident.error}",
+                retry_after=delay,
+            )
+        if resident.failures:
+            self.restarts += 1
+        if delay > 0:
+            await asyncio.sleep(delay)
+
+    async def _watch(self, resident: Resident, handle: Handle) -> None:
+        """Notes the worker's end, expected or not."""
+        await asyncio.shield(handle.ended)
+        if resident.handle is handle:  # else it was unloaded on purpose
+            resident.handle = None
+            resident.failed(str(handle.failure), time.monotonic())
+        self._changed()
+
+    async def _make_room(self, resident: Resident, deadline: float) -> None:
+        """Raises Overloaded when there is no room in time, LoadError when there never will be."""
+        while True:
+            others = [other.facts() for other in self._residents.values() if other is not resident and other.holds_memory]
+            match policy.make_room(resident.bytes, self._free(resident), others):
+                case policy.Fits(evict):
+                    self.evictions += len(evict)
+                    await asyncio.gather(*(self._unload(self._residents[key]) for key in evict))
+                    return
+                case policy.Wait(busy):
+                    names = ", ".join(sorted(self._residents[key].name for key in busy))
+                    await self._wait_for_change(deadline, resident, names)
+                case policy.Impossible(most):
+                    raise LoadError(
+                        f"model {resident.name} needs about {_gib(resident.bytes)}, but at most {_gib(most)} can be had: "
+                        "lower context_size or parallel, take a smaller quantisation, or set memory_budget"
+                    )
+
+    async def _wait_for_change(self, deadline: float, resident: Resident, names: str) -> None:
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                await self._next_change()
+        except TimeoutError:
+            raise Overloaded(
+                f"no memory for model {resident.name} ({_gib(resident.bytes)}) while {names} answer other requests",
+                retry_after=10,
+            ) from None
+
+    def _free(self, resident: Resident) -> int:
+        """Bytes that nobody holds or has been promised."""
+        others = [other for other in self._residents.values() if other is not resident and other.holds_memory]
+        if self._budget is not None:
+            return self._budget - sum(other.bytes for other in others)
+        promised = sum(other.bytes for other in others if other.reserved)
+        return int(self._available() * memory.MEASURED_SHARE) - promised
+
+    # --- unloading -------------------------------------------------------------------------------------------------------
+
+    async def unload(self, name: str) -> bool:
+        """End the worker of this model, whoever uses it. False = it was not loaded."""
+        found = [resident for resident in self._residents.values() if name in resident.entries]
+        loaded = [resident for resident in found if resident.handle is not None]
+        await asyncio.gather(*(self._unload(resident) for resident in loaded))
+        return bool(loaded)
+
+    async def _unload(self, resident: Resident) -> None:
+        """Returns when the process is gone and its memory is free."""
+        handle = resident.handle
+        if handle is None:
+            return
+        resident.handle, resident.leaving = None, handle  # from here on new requests start a new worker
+        try:
+            await handle.stop()
+        finally:
+            resident.leaving = None
+            self._changed()
+
+    def retain(self, entries: Mapping[str, Entry]) -> None:
+        """After a change of the folder: workers that no entry wants any more go as soon as they are idle."""
+        for resident in self._residents.values():
+            resident.retain(entries)
+        self._changed()
+
+    async def _reap(self) -> None:
+        while True:
+            now = time.monotonic()
+            facts = [resident.facts() for resident in self._residents.values() if resident.handle is not None]
+            for key in policy.expired(facts, now):
+                await self._unload(self._residents[key])
+            self._forget()
+            due = policy.next_expiry([resident.facts() for resident in self._residents.values() if resident.handle is not None])
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if due is None else max(0.0, due - time.monotonic())):
+                    await self._next_change()
+
+    def _forget(self) -> None:
+        """Records that stand for nothing any more."""
+        for key, resident in list(self._residents.items()):
+            if not (resident.entries or resident.leases or resident.holds_memory or resident.loading):
+                del self._residents[key]
+
+    # --- what is -----------------------------------------------------------------------------------------------------------
+
+    def states(self) -> list[ModelState]:
+        """Every model that is or was loaded or is on its way, by name."""
+        rows = {name: resident.state(name) for resident in self._residents.values() for name in resident.entries}
+        for name, board in self._downloads.items():
+            rows[name] = ModelState(name, "downloading", progress=board.value)
+        return [rows[name] for name in sorted(rows)]
+
+    # --- plumbing ----------------------------------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        news, self._change = self._change, asyncio.Event()
+        news.set()
+
+    async def _next_change(self) -> None:
+        await self._change.wait()
+
+    def _spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieved: waiters may have left
+        return task
+
+
+def load_key(backend: str, config: ModelConfig, files: list[Path]) -> str:
+    """Equal for models that can share a worker: backend, files by path, size and time, load options."""
+    identity = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    named = ("backend", "model", "parameters.model")  # what they mean is in the other two
+    options = {key: value for key, value in load_options(config).items() if key not in named}
+    return hashlib.sha256(msgspec.json.encode([backend, identity, options], order="sorted")).hexdigest()[:16]
+
+
+async def _follow(source: Board, target: Board) -> None:
+    """What one board says, the other says, until cancelled."""
+    while True:
+        target.post(source.value)
+        await source.changed()
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

@@ -1,0 +1,76 @@
+"""How much a model will take, and how much there is. Bytes everywhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from llmgallery.catalog import gguf
+from llmgallery.config.model import ModelConfig
+from llmgallery.core.errors import BadWeights
+
+WEIGHTS_FACTOR = 1.1  # compute buffers and the process itself, beside the weights
+KV_SHARE = 0.25  # of what is free, for slots that nobody asked for
+MOST_SLOTS = 8
+MEASURED_SHARE = 0.9  # of the available memory: the rest is the system's
+
+
+def available() -> int:
+    """What a new process may take now: the kernel's estimate, or less when a container's limit says so."""
+    system = _meminfo("MemAvailable")
+    limits = [left for left in (system, _cgroup_left()) if left is not None]
+    return min(limits) if limits else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def plan(config: ModelConfig, files: Sequence[Path], free: int) -> tuple[ModelConfig, int]:
+    """The configuration with `parallel` and `context_size` decided, and the bytes that it will take:
+    weights x 1.1 + KV cache by the header. Files that are no GGUF count by their size."""
+    weights = sum(file.stat().st_size for file in files if file.is_file())
+    header = _header(files)
+    if header is None:
+        return config, int(weights * WEIGHTS_FACTOR)
+    context = config.context_size or header.context_length or 4096
+    types = (config.cache_type_k or "f16", config.cache_type_v or "f16")
+    one = gguf.kv_bytes(header, context, 1, *types)
+    slots = config.parallel or default_slots(one, free - weights)
+    planned = msgspec.structs.replace(config, parallel=slots, context_size=context)
+    return planned, int(weights * WEIGHTS_FACTOR) + one * slots
+
+
+def default_slots(kv_bytes: int, free: int) -> int:
+    """As many requests at once as a share of the free memory holds contexts for, 1 to 8."""
+    return max(1, min(MOST_SLOTS, int(free * KV_SHARE) // max(kv_bytes, 1)))
+
+
+def _header(files: Sequence[Path]) -> gguf.Header | None:
+    for file in files[:1]:
+        try:
+            return gguf.read_header(file) if file.is_file() else None
+        except BadWeights:
+            return None  # the backend will say what is wrong with it
+    return None
+
+
+def _meminfo(key: str) -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith(f"{key}:")]
+    return int(found[0]) * 1024 if found else None
+
+
+def _cgroup_left(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What the control group (version 2, then 1) still allows; None without a limit."""
+    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        try:
+            text = (root / limit).read_text().strip()
+            taken = int((root / used).read_text())
+        except (OSError, ValueError):
+            continue
+        if text != "max" and int(text) < 1 << 60:
+            return max(0, int(text) - taken)
+    return None

@@ -1,27 +1,27 @@
 """Everything that we raise on purpose. No HTTP status here: api/errors.py maps kinds to dialects.
 
-    GalleryError
-    ├── RequestError                the client can mend the request
-    │   ├── InvalidField            malformed or out of range; names the field
-    │   ├── UnsupportedField        known, but this model or version cannot do it
-    │   ├── ContextExceeded         prompt (and answer) do not fit the context
-    │   └── TemplateError           the template refused the messages
-    ├── ModelNotFound               no such name; carries near names
-    ├── ModelBroken                 its YAML has errors; carries them
-    ├── ConfigError                 a file or setting is wrong; carries all problems
-    ├── HubError                    the Hub or a download
-    │   ├── HubNotFound             no such repo, revision or file
-    │   ├── HubGated                terms to accept, or a token is needed
-    │   ├── HubOffline              not cached, and no network allowed
-    │   ├── HubUnavailable          down, slow or answering nonsense
-    │   ├── HubCorrupt              the bytes do not match their checksum
-    │   └── NoSpace                 the disk cannot hold the file
-    ├── LoadError                   the model does not load
-    │   ├── BackendMissing          a library is not installed; says which command installs it
-    │   └── BadWeights              the file is not what it should be
-    ├── WorkerDied                  the model's process ended; carries exit status and last log lines
-    ├── Overloaded                  no memory or no place in time; carries retry_after in seconds
-    └── Cancelled                   the request was withdrawn
+GalleryError
+├── RequestError                the client can mend the request
+│   ├── InvalidField            malformed or out of range; names the field
+│   ├── UnsupportedField        known, but this model or version cannot do it
+│   ├── ContextExceeded         prompt (and answer) do not fit the context
+│   └── TemplateError           the template refused the messages
+├── ModelNotFound               no such name; carries near names
+├── ModelBroken                 its YAML has errors; carries them
+├── ConfigError                 a file or setting is wrong; carries all problems
+├── HubError                    the Hub or a download
+│   ├── HubNotFound             no such repo, revision or file
+│   ├── HubGated                terms to accept, or a token is needed
+│   ├── HubOffline              not cached, and no network allowed
+│   ├── HubUnavailable          down, slow or answering nonsense
+│   ├── HubCorrupt              the bytes do not match their checksum
+│   └── NoSpace                 the disk cannot hold the file
+├── LoadError                   the model does not load
+│   ├── BackendMissing          a library is not installed; says which command installs it
+│   └── BadWeights              the file is not what it should be
+├── WorkerDied                  the model's process ended; carries exit status and last log lines
+├── Overloaded                  no memory or no place in time; carries retry_after in seconds
+└── Cancelled                   the request was withdrawn
 """
 
 from __future__ import annotations

@@ -1,0 +1,152 @@
+"""Templates as transformers renders them. The expected texts in cases/rendered.json were made by transformers 5.23."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmgallery.core.errors import TemplateError
+from llmgallery.templates import jinja, presets
+from llmgallery.templates.jinja import check, compile_template
+
+CASES = Path(__file__).parent / "cases"
+RENDERED: dict[str, Any] = json.loads((CASES / "rendered.json").read_text())
+
+
+def source_of(name: str) -> str:
+    if name.startswith("preset:"):
+        return presets.get(name.removeprefix("preset:")).chat_template
+    return (CASES / name).read_text()
+
+
+def variables_of(conversation: str) -> dict[str, Any]:
+    messages = RENDERED["conversations"][conversation]
+    return {
+        "messages": messages,
+        "tools": RENDERED["tools"] if "tool" in conversation else None,
+        "documents": None,
+        "add_generation_prompt": messages[-1]["role"] != "assistant",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "date_string": "21 Nov 2026",
+    }
+
+
+@pytest.mark.parametrize("case", RENDERED["cases"], ids=lambda case: f"{case['template']}-{case['conversation']}")
+def test_renders_as_transformers(case: dict[str, str]) -> None:
+    template = compile_template(source_of(case["template"]))
+    variables = variables_of(case["conversation"])
+    if "text" in case:
+        assert template.render(variables) == case["text"]
+    else:
+        with pytest.raises(TemplateError) as caught:
+            template.render(variables)
+        assert caught.value.message == case["refusal"]
+
+
+def test_the_cases_cover_every_template() -> None:
+    names = {path.name for path in CASES.glob("*.jinja")} | {f"preset:{name}" for name in presets.names()}
+    assert {case["template"] for case in RENDERED["cases"]} == names
+
+
+@given(st.text(st.characters(exclude_characters="{\r"), min_size=1))
+def test_plain_text_renders_as_itself(text: str) -> None:
+    # Jinja drops one newline at the end, and normalises line ends.
+    assert compile_template(text).render({}) == text.removesuffix("\n")
+
+
+@given(st.text())
+def test_contents_are_data(text: str) -> None:
+    assert (
+        compile_template("[{{ x }}|{{ x | tojson }}]").render({"x": text}) == f"[{text}|{json.dumps(text, ensure_ascii=False)}]"
+    )
+
+
+def test_strftime_now_is_the_local_time() -> None:
+    before = datetime.now().year
+    assert before <= int(compile_template("{{ strftime_now('%Y') }}").render({})) <= datetime.now().year
+
+
+def test_compiled_once() -> None:
+    compile_template("{{ cached }}")
+    hits = jinja._compile.cache_info().hits
+    assert check("{{ cached }}") is None
+    assert compile_template("{{ cached }}", "another name").render({"cached": 1}) == "1"
+    assert jinja._compile.cache_info().hits == hits + 2
+
+
+def test_names_are_only_told() -> None:
+    name = """it's "x" """
+    with pytest.raises(TemplateError) as caught:
+        compile_template("{{ 'a' if missing }}{{ a.b.c }}", name).render({})
+    assert caught.value.message == name + ", line 1: 'a' is undefined"
+
+
+def test_a_render_changes_nothing() -> None:
+    messages = [{"role": "user", "content": "x"}]
+    template = compile_template("{% set messages = messages + [1] %}{{ messages | length }}")
+    assert [template.render({"messages": messages}) for _ in range(2)] == ["2", "2"]
+    assert messages == [{"role": "user", "content": "x"}]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("a\n\n{{ a.b.c }}", "chat template, line 3: 'a' is undefined"),
+        ("{{ 1 + 'a' }}", "chat template, line 1: unsupported operand type(s) for +: 'int' and 'str'"),
+        ("\n{{ 1 / 0 }}", "chat template, line 2: division by zero"),
+        ("{{ x | tojson }}", "chat template, line 1: Object of type Undefined is not JSON serializable"),
+        ("{% for x in none %}{% endfor %}", "chat template, line 1: 'NoneType' object is not iterable"),
+        ("{{ raise_exception('Roles must ' ~ 'alternate') }}", "Roles must alternate"),
+        ("{% include 'x' %}", "chat template, line 1: no loader for this environment specified"),
+    ],
+)
+def test_failures_tell_the_line(source: str, message: str) -> None:
+    with pytest.raises(TemplateError) as caught:
+        compile_template(source).render({})
+    assert caught.value.message == message
+
+
+@pytest.mark.parametrize(
+    ("source", "line", "column", "message"),
+    [
+        ("{% if x %}", 1, 1, "Unexpected end of template"),
+        ("a\n  {{ x | nofilter }}", 2, 10, "No filter named 'nofilter'"),
+        ("a\nbc {% endfro %}", 2, 7, "unknown tag 'endfro'"),
+        ("{{ x", 1, 1, "unexpected end of template"),
+        ("{{ .Input }}", 1, 4, "Go template"),
+        ("{% autoescape true %}{% endautoescape %}", 1, 4, "'autoescape' has no place"),
+        ("{{ " + "(" * 2000 + "1" + ")" * 2000 + " }}", 1, 1, "nested too deeply"),
+        ("a\n{% break %}", 1, 1, "'break' outside loop"),
+        ("{% for x in y %}" * 30 + "{% endfor %}" * 30, 1, 1, "too many statically nested blocks"),
+        ("{{ " + " + ".join(["x"] * 3000) + " }}", 1, 1, "nested too deeply"),
+        ("a {{ x y }}", 1, 8, "expected token 'end of print statement', got 'y'"),
+        ("x" * 100_001, 1, 1, "too long"),
+    ],
+)
+def test_what_does_not_parse_is_told_with_its_place(source: str, line: int, column: int, message: str) -> None:
+    problem = check(source)
+    assert problem is not None
+    assert (problem.line, problem.column) == (line, column)
+    assert message in problem.message
+    with pytest.raises(TemplateError, match=f"line {line}, column {column}: "):
+        compile_template(source)
+
+
+def test_check_accepts_what_compiles() -> None:
+    assert all(check(path.read_text()) is None for path in CASES.glob("*.jinja"))
+
+
+@given(st.text("{}%#|().'\"x1 =-+*~[]:,abefilnorst\n", max_size=40))
+def test_any_source_renders_or_is_refused(source: str) -> None:
+    if check(source) is None:
+        try:
+            compile_template(source).render({"x": [1, {"a": "b"}], "s": "text", "n": 3})
+        except TemplateError as error:
+            assert error.message

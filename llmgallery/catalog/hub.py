@@ -1,0 +1,172 @@
+"""Files of the Hub: from the cache, else downloaded once, however many ask. One Hub per event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from llmgallery.catalog.download import Download, FreeBytes, check_space, disk_error, free_bytes
+from llmgallery.catalog.hub_cache import RepoCache, find_cached
+from llmgallery.catalog.hub_client import FileMeta, HubClient, Sleep
+from llmgallery.catalog.hub_settings import HubSettings
+from llmgallery.catalog.partial import partial_size
+from llmgallery.catalog.reference import HubReference, choose_file, split_parts
+from llmgallery.core.errors import Cancelled, HubGated, HubNotFound, HubOffline, HubUnavailable
+
+log = logging.getLogger(__name__)
+OnProgress = Callable[[int, int], None]
+"""Called with (bytes here, bytes in all); in the caller's own task."""
+
+
+class _Flight:
+    """A shared task and how far it is. Waiters may leave; only Hub.aclose cancels it."""
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[list[Path]] | None = None
+        self.done = self.total = 0
+        self._changed = asyncio.Event()
+
+    def start(self, work: Coroutine[Any, Any, list[Path]], name: str) -> None:
+        self.task = asyncio.create_task(work, name=name)
+        self.task.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    def tell(self, done: int, total: int) -> None:
+        self.done, self.total = done, total
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def wait(self, on_progress: OnProgress | None) -> list[Path]:
+        assert self.task is not None
+        told = (0, 0)
+        while not self.task.done():
+            changed = asyncio.ensure_future(self._changed.wait())
+            try:
+                told = self._report(on_progress, told)
+                await asyncio.wait({self.task, changed}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                changed.cancel()
+        if self.task.cancelled():
+            raise Cancelled("the download was stopped, because the server is; what has come is kept for the next time")
+        self._report(on_progress, told)
+        return self.task.result()
+
+    def _report(self, on_progress: OnProgress | None, told: tuple[int, int]) -> tuple[int, int]:
+        now = (self.done, self.total)
+        if on_progress is not None and now != told:
+            on_progress(*now)
+        return now
+
+
+class Hub:
+    """`ensure` brings the files of a reference into the Hugging Face cache, which huggingface_hub shares.
+
+    `free_bytes(folder)` says what may be written there; `sleep` waits between attempts.
+    """
+
+    def __init__(
+        self, settings: HubSettings | None = None, *, free_bytes: FreeBytes = free_bytes, sleep: Sleep = asyncio.sleep
+    ) -> None:
+        self.settings = settings or HubSettings.from_env()
+        self._free = free_bytes
+        self._client = HubClient(self.settings, sleep)
+        self._flights: dict[HubReference, _Flight] = {}
+
+    async def aclose(self) -> None:
+        """Stop all downloads; what has come stays for the next time."""
+        tasks = [flight.task for flight in self._flights.values() if flight.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._client.aclose()
+
+    def cached(self, ref: HubReference) -> list[Path] | None:
+        """The files of `ref` as they lie in the cache, or None when any is missing. No request; a branch is what it was
+        when it was last asked for.
+        """
+        return find_cached(self.settings.cache_dir, ref)
+
+    async def ensure(self, ref: HubReference, on_progress: OnProgress | None = None) -> list[Path]:
+        """The files of `ref`, downloaded where they are not cached: one, or all parts of a split GGUF, first part first.
+
+        All callers of one reference share one download; a caller that is cancelled leaves it running. A full commit that is
+        cached needs no request; another revision needs one, and is served from the cache when the Hub does not answer.
+        Raises HubError.
+        """
+        flight = self._flights.get(ref)
+        if flight is None:
+            flight = self._flights[ref] = _Flight()
+            flight.start(self._bring(ref, flight), f"hub {ref}")
+        return await flight.wait(on_progress)
+
+    async def list_files(self, repo: str, revision: str = "main") -> tuple[str, list[str]]:
+        """The commit that `revision` is, and the paths of all its files. Raises HubError."""
+        ref = HubReference(repo, revision=revision)
+        self._refuse_offline(ref)
+        return await self._client.list_files(ref.repo, ref.revision)
+
+    async def _bring(self, ref: HubReference, flight: _Flight) -> list[Path]:
+        try:
+            if ref.pinned and (paths := find_cached(self.settings.cache_dir, ref, surely=True)):
+                return paths
+            cached = self.cached(ref)
+            if cached and self.settings.offline:
+                return cached
+            self._refuse_offline(ref)
+            try:
+                metas = await self._resolve(ref, attempts=1 if cached else None)
+            except (HubUnavailable, HubGated) as error:
+                if not cached:
+                    raise
+                log.warning("%s is served as it is cached: %s", ref, error.message)
+                return cached
+            return await self._fetch(ref, metas, flight)
+        except OSError as exc:
+            raise disk_error(exc, self.settings.cache_dir) from exc
+        finally:
+            del self._flights[ref]
+
+    def _refuse_offline(self, ref: HubReference) -> None:
+        if self.settings.offline:
+            raise HubOffline(
+                f"{ref} is not in {self.settings.cache_dir}, and HF_HUB_OFFLINE forbids to fetch it: unset it, or copy it there"
+            )
+
+    async def _resolve(self, ref: HubReference, attempts: int | None) -> list[FileMeta]:
+        """What the files are, all at the commit that the first answer names."""
+        file, revision = ref.file, ref.revision
+        if file is None:
+            revision, files = await self._client.list_files(ref.repo, revision, attempts)
+            try:
+                file = choose_file(files, ref.quant)
+            except HubNotFound as error:
+                raise HubNotFound(f"{ref}: {error.message}: {', '.join(error.hints)}", field="file", hints=error.hints) from error
+        first, *others = split_parts(file)
+        meta = await self._client.metadata(ref.repo, revision, first, attempts)
+        return [meta, *[await self._client.metadata(ref.repo, meta.commit, part, attempts) for part in others]]
+
+    async def _fetch(self, ref: HubReference, metas: list[FileMeta], flight: _Flight) -> list[Path]:
+        cache = RepoCache(self.settings.cache_dir, ref.repo)
+        total = sum(meta.size for meta in metas)
+        absent = [meta for meta in metas if not cache.pointer(meta.commit, meta.file).is_file()]
+        fresh = [meta for meta in absent if not cache.blob(meta.etag).is_file()]
+        missing = sum(meta.size - partial_size(cache, meta) for meta in fresh)
+        check_space(cache.folder, missing, await asyncio.to_thread(self._free, cache.folder))
+        before = total - sum(meta.size for meta in absent)
+        for meta in absent:
+            log.info("downloading %s/%s (%s bytes)", meta.repo, meta.file, f"{meta.size:,}")
+            tell = _teller(flight, before, total)
+            blob = await Download(self._client, cache, meta, self._free, tell).run()
+            await asyncio.to_thread(cache.link, meta.commit, meta.file, blob)
+            before += meta.size
+        flight.tell(total, total)
+        with suppress(*(() if absent else (OSError,))):  # a cache that is read-only and complete is good enough
+            await asyncio.to_thread(cache.write_ref, ref.revision, metas[0].commit)
+        return [cache.pointer(meta.commit, meta.file) for meta in metas]
+
+
+def _teller(flight: _Flight, before: int, total: int) -> Callable[[int], None]:
+    return lambda done: flight.tell(min(before + done, total), total)

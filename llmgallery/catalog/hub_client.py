@@ -1,0 +1,285 @@
+"""The Hub's HTTP protocol: what a file is (HEAD resolve), what a repo holds, and its errors as ours. Writes no file.
+
+Protocol: https://huggingface.co/docs/hub/api and the headers that huggingface_hub.file_download reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from llmgallery import __version__
+from llmgallery.catalog.hub_settings import HubSettings
+from llmgallery.catalog.reference import check_file
+from llmgallery.core.errors import ConfigError, HubError, HubGated, HubNotFound, HubUnavailable
+
+Sleep = Callable[[float], Awaitable[None]]
+MAX_PAUSE = 60.0
+"""Seconds; the longest that a Retry-After is waited for."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_ETAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+_MAX_REDIRECTS = 5
+
+
+class FileMeta(msgspec.Struct, frozen=True):
+    """A file at a commit. `etag` is unquoted: a sha256 (LFS) or a git blob sha1. `location` is where its bytes are now; when
+    the Hub redirected there (`signed`), that may expire.
+    """
+
+    repo: str
+    file: str
+    commit: str
+    etag: str
+    size: int
+    location: str
+    signed: bool = False
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """GET /api/models/{repo}/revision/{revision}, as far as we read it."""
+
+    class Sibling(msgspec.Struct, frozen=True):
+        rfilename: str
+
+    sha: str
+    siblings: list[Sibling] = []
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What a request is about, for its errors."""
+
+    repo: str
+    revision: str
+    file: str = ""
+
+
+class Again(Exception):
+    """A request that may be tried again after `pause` seconds (None = our own back-off), or given up as `error`."""
+
+    def __init__(self, error: HubError, pause: float | None = None) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.pause = pause
+
+
+class HubClient:
+    """Requests to one Hub. Belongs to one event loop. The token goes to the Hub's own origin only."""
+
+    def __init__(self, settings: HubSettings, sleep: Sleep = asyncio.sleep) -> None:
+        self.settings = settings
+        self.sleep = sleep
+        self._origin = _origin(httpx.URL(settings.endpoint))
+        self._http = httpx.AsyncClient(
+            timeout=httpx.Timeout(settings.connect, read=settings.stall),
+            headers={"User-Agent": f"llmgallery/{__version__}", "Accept-Encoding": "identity"},
+            limits=httpx.Limits(max_connections=32),
+        )
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def metadata(self, repo: str, revision: str, file: str, attempts: int | None = None) -> FileMeta:
+        """Resolve a file. Raises HubNotFound (with near names), HubGated, HubUnavailable."""
+        url = f"{self.settings.endpoint}/{repo}/resolve/{quote(revision, safe='')}/{quote(file)}"
+        try:
+            response = await self.retrying(lambda: self._ask("HEAD", url, Wanted(repo, revision, file)), attempts)
+        except HubNotFound as error:
+            if error.field == "file":
+                raise await self._with_near_names(error, repo, revision, file) from error
+            raise
+        return _read_metadata(response, repo, file)
+
+    async def list_files(self, repo: str, revision: str, attempts: int | None = None) -> tuple[str, list[str]]:
+        """The commit that `revision` is, and the paths of its files."""
+        url = f"{self.settings.endpoint}/api/models/{repo}/revision/{quote(revision, safe='')}"
+        response = await self.retrying(lambda: self._ask("GET", url, Wanted(repo, revision)), attempts)
+        try:
+            listing = msgspec.json.decode(response.content, type=Listing)
+        except msgspec.DecodeError as exc:
+            raise HubUnavailable(f"{url} answered no listing of a repo ({exc}): is HF_ENDPOINT a Hub?") from exc
+        if not _COMMIT.fullmatch(listing.sha):
+            raise HubUnavailable(f"{url} names no commit: is HF_ENDPOINT a Hub?")
+        return listing.sha, [sibling.rfilename for sibling in listing.siblings if _is_plain(sibling.rfilename)]
+
+    @asynccontextmanager
+    async def open(self, meta: FileMeta, headers: dict[str, str]) -> AsyncIterator[httpx.Response]:
+        """GET a file's bytes with these headers; 200, 206 or 416 come back. Raises Again, or a HubError that is final."""
+        url = httpx.URL(meta.location)
+        for _ in range(_MAX_REDIRECTS):
+            request = self._http.build_request("GET", url, headers=headers | await self._auth(url))
+            response = await self._send(request)
+            try:
+                if not response.has_redirect_location:
+                    self._check(response, None if meta.signed else Wanted(meta.repo, meta.commit, meta.file))
+                    yield response
+                    return
+                url = _target(response)
+            finally:
+                await response.aclose()
+        raise HubUnavailable(f"{meta.location} redirects without end")
+
+    async def retrying(self, ask: Callable[[], Awaitable[httpx.Response]], attempts: int | None = None) -> httpx.Response:
+        """Ask until it answers, with back-off, at most `attempts` times (else the settings' count)."""
+        left = attempts or self.settings.attempts
+        failures = 0
+        while True:
+            try:
+                return await ask()
+            except Again as again:
+                failures += 1
+                if failures >= left:
+                    raise again.error from again
+                await self.pause(failures, again.pause)
+
+    async def pause(self, failures: int, asked: float | None) -> None:
+        """Wait before the next attempt: as long as the Hub asked, else doubling from the settings' back-off."""
+        ours = self.settings.backoff * 2.0 ** (failures - 1)
+        await self.sleep(min(ours if asked is None else asked, MAX_PAUSE))
+
+    async def _ask(self, method: str, address: str, wanted: Wanted) -> httpx.Response:
+        """One request to the Hub. A redirect that itself tells the file's commit is an answer; others are followed."""
+        url = httpx.URL(address)
+        for _ in range(_MAX_REDIRECTS):
+            request = self._http.build_request(method, url, headers=await self._auth(url), timeout=self.settings.connect)
+            response = await self._send(request)
+            try:
+                if not response.has_redirect_location or "x-repo-commit" in response.headers:
+                    await response.aread()
+                    self._check(response, wanted)
+                    return response
+            except httpx.RequestError as exc:
+                raise Again(_unreachable(url, exc)) from exc
+            finally:
+                await response.aclose()
+            url = _target(response)
+        raise HubUnavailable(f"{address} redirects without end")
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await self._http.send(request, stream=True)
+        except httpx.RequestError as exc:
+            raise Again(_unreachable(request.url, exc)) from exc
+
+    async def _auth(self, url: httpx.URL) -> dict[str, str]:
+        if _origin(url) != self._origin:
+            return {}
+        token = await asyncio.to_thread(self.settings.current_token)
+        return {"Authorization": f"Bearer {token}"} if token else {}
+
+    def _check(self, response: httpx.Response, wanted: Wanted | None) -> None:
+        """Raise what an error status means. `wanted` is None for a link that the Hub gave: those expire."""
+        status = response.status_code
+        if status < 400 or status == 416:
+            return
+        url = response.request.url
+        if status in _AGAIN:
+            error = HubUnavailable(f"{url.scheme}://{url.netloc.decode()} answered {status}: try again later")
+            raise Again(error, _retry_after(response))
+        if wanted is None:
+            raise Again(HubUnavailable(f"{url.host} answered {status} for a download link of {self.settings.endpoint}"))
+        raise _refusal(response, wanted, self.settings.endpoint)
+
+    async def _with_near_names(self, error: HubNotFound, repo: str, revision: str, file: str) -> HubNotFound:
+        try:
+            _, files = await self.list_files(repo, revision)
+        except HubError:
+            return error
+        near = near_names(file, files)
+        message = f"{error.message}; nearest: {', '.join(near)}" if near else error.message
+        return HubNotFound(message, field=error.field, hints=near)
+
+
+def _refusal(response: httpx.Response, wanted: Wanted, endpoint: str) -> HubError:
+    """The error by X-Error-Code. A private repo and a missing one look the same to who may not see them."""
+    status, code = response.status_code, response.headers.get("x-error-code", "")
+    said = response.headers.get("x-error-message", "")
+    page = f"{endpoint}/{wanted.repo}"
+    token = "HF_TOKEN does not open it" if "authorization" in response.request.headers else "no HF_TOKEN is set"
+    if code == "GatedRepo":
+        return HubGated(
+            f"{wanted.repo} is gated: accept its terms at {page} and set HF_TOKEN to a token of that account ({token})"
+        )
+    if code == "RevisionNotFound":
+        return HubNotFound(f"{wanted.repo} has no revision {wanted.revision}: see {page}/branches", field="revision")
+    if code == "EntryNotFound" or (status == 404 and not code and wanted.file):
+        return HubNotFound(f"{wanted.repo} has no file {wanted.file} at revision {wanted.revision}", field="file")
+    if "invalid credentials" in said.lower():
+        return HubGated(f"the Hub does not accept the token: make a new one at {endpoint}/settings/tokens and set HF_TOKEN to it")
+    if code == "RepoNotFound" or status == 404:
+        return HubNotFound(f"there is no repo {wanted.repo} at {endpoint}, or it is private ({token})", field="repo")
+    because = f" ({said})" if said else ""
+    if status in (401, 403):
+        return HubGated(f"{page} answered {status}{because}: {token}")
+    return HubUnavailable(f"{response.request.url} answered {status}{because}")
+
+
+def near_names(file: str, files: list[str]) -> tuple[str, ...]:
+    """At most five of `files`, nearest first, without regard to case; by path, then by last name alone."""
+    by_lower = {name.lower(): name for name in files}
+    by_last = {name.lower().rsplit("/", 1)[-1]: name for name in files}
+    near = [by_lower[key] for key in difflib.get_close_matches(file.lower(), by_lower, n=5, cutoff=0.5)]
+    near += [by_last[key] for key in difflib.get_close_matches(file.lower().rsplit("/", 1)[-1], by_last, n=5, cutoff=0.6)]
+    return tuple(dict.fromkeys(near))[:5]
+
+
+def _read_metadata(response: httpx.Response, repo: str, file: str) -> FileMeta:
+    headers, url = response.headers, response.request.url
+    commit = headers.get("x-repo-commit", "")
+    etag = (headers.get("x-linked-etag") or headers.get("etag", "")).removeprefix("W/").strip('"')
+    redirected = response.has_redirect_location
+    size = headers.get("x-linked-size") or ("" if redirected else headers.get("content-length", ""))
+    if not _COMMIT.fullmatch(commit) or not _ETAG.fullmatch(etag) or not size.isdecimal():
+        raise HubUnavailable(
+            f"{url} does not answer like a Hub (no usable X-Repo-Commit, ETag or size): check HF_ENDPOINT, proxy and firewall"
+        )
+    location = str(_target(response)) if redirected else str(url)
+    return FileMeta(repo, file, commit, etag, int(size), location, redirected)
+
+
+def _target(response: httpx.Response) -> httpx.URL:
+    """Where a redirect leads; httpx has checked that it is an address."""
+    return response.request.url.join(response.headers["location"])
+
+
+def _is_plain(file: str) -> bool:
+    try:
+        check_file(file)
+    except ConfigError:
+        return False
+    return True
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
+
+
+def _unreachable(url: httpx.URL, exc: httpx.RequestError) -> HubUnavailable:
+    what = (
+        "does not answer in time"
+        if isinstance(exc, httpx.TimeoutException)
+        else f"cannot be reached ({exc or type(exc).__name__})"
+    )
+    return HubUnavailable(f"{url.scheme}://{url.netloc.decode()} {what}: check the network, or HF_ENDPOINT")
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds; the header is a number or a date."""
+    value = response.headers.get("retry-after", "")
+    if value.isdecimal():
+        return float(value)
+    try:
+        then = parsedate_to_datetime(value)
+        now = parsedate_to_datetime(response.headers.get("date", ""))
+        return max(0.0, (then - now).total_seconds())
+    except (ValueError, TypeError):
+        return None

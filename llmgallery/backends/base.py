@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -13,8 +13,9 @@ import msgspec
 
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import BackendMissing
-from llmgallery.core.events import Usage
-from llmgallery.core.sampling import Sampling
+from llmgallery.core.jobs import Job as Job
+from llmgallery.core.jobs import Output as Output
+from llmgallery.core.jobs import StepStats as StepStats
 
 Level = Literal["tokens", "text", "chat"]
 
@@ -77,43 +78,6 @@ class Loaded(msgspec.Struct, frozen=True):
     memory_bytes: int = 0
     add_bos: bool = False
     details: dict[str, Any] = {}
-
-
-@dataclass(frozen=True)
-class Job:
-    """One sequence to generate. The prompt is rendered and tokenised, fits the context, and is not empty.
-
-    `sampling.max_tokens` is set or None = until the context is full.
-    """
-
-    id: int
-    prompt: Sequence[int]
-    sampling: Sampling
-
-
-@dataclass(frozen=True)
-class Output:
-    """What one step made for one job: whole characters of text and the tokens behind them; `finish` ends the job.
-
-    finish: "stop" = end token, "length" = max_tokens or context full, "cancelled", "error" (with `message`).
-    """
-
-    id: int
-    text: str = ""
-    tokens: tuple[int, ...] = ()
-    finish: Literal["stop", "length", "cancelled", "error"] | None = None
-    usage: Usage = field(default_factory=Usage)
-    message: str = ""
-
-
-@dataclass(frozen=True)
-class StepStats:
-    """One step: its number, how many sequences shared its decode, tokens computed, and who waits."""
-
-    step: int
-    sequences: int
-    tokens: int
-    waiting: int
 
 
 class Emit(Protocol):

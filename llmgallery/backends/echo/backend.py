@@ -1,0 +1,157 @@
+"""echo's implementation: a runner that knows every answer beforehand."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from llmgallery.backends.base import Emit, Loaded
+from llmgallery.backends.echo import vocab
+from llmgallery.backends.echo.spec import EchoOptions
+from llmgallery.config.model import ModelConfig
+from llmgallery.core.errors import LoadError
+from llmgallery.engine.scheduler import Plan
+from llmgallery.engine.sequence import Sequence as Answering
+from llmgallery.engine.stepped import SteppedBackend
+
+CONTEXT_SIZE = 2048
+SLOTS = 8
+BATCH = 512
+POLL_SECONDS = 0.005
+
+
+@dataclass
+class _Reply:
+    """What one sequence will get, and how far it is; `ignore_eos` begins anew instead of ending."""
+
+    tokens: list[int]
+    doomed: bool
+    ignore_eos: bool
+    given: int = 0
+
+    def next(self) -> int:
+        tokens = self.tokens[:-1] or [ord(" ")] if self.ignore_eos else self.tokens
+        token = tokens[self.given % len(tokens)]
+        self.given += 1
+        return token
+
+
+class EchoRunner:
+    """Waits and dies as its options say, and samples what was said."""
+
+    def __init__(self, options: EchoOptions) -> None:
+        self._options = options
+        self._replies: dict[int, _Reply] = {}
+        self._due: float | None = None
+        self._closing = False
+        self._interrupted = False
+        self._changed = threading.Condition()
+
+    def begin(self, sequence: Answering) -> None:
+        options = self._options
+        tokens = vocab.answer(sequence.prompt) if options.reply is None else [*options.reply.encode(), vocab.END]
+        doomed = options.crash_on is not None and options.crash_on in vocab.detokenize(sequence.prompt)
+        self._replies[sequence.id] = _Reply(tokens, doomed, bool(sequence.sampling.ignore_eos))
+
+    def decode(self, plan: Plan) -> Mapping[int, int] | None:
+        if not (self._pass_gate(plan) and self._pass_delay()):
+            return None
+        for chunk in plan.chunks:
+            reply = self._replies[chunk.id]
+            if reply.doomed and reply.given >= self._options.crash_after:
+                signal.pthread_kill(threading.get_ident(), signal.Signals[self._options.crash_signal])
+        return {chunk.id: self._replies[chunk.id].next() for chunk in plan.chunks if chunk.samples}
+
+    def end(self, sequence: Answering) -> None:
+        del self._replies[sequence.id]
+
+    def piece(self, token: int) -> bytes:
+        return bytes([token]) if token < 256 else b""
+
+    def is_end(self, token: int) -> bool:
+        return token == vocab.END
+
+    def interrupt(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+
+    def nudge(self) -> None:
+        """A job was cancelled: a waiting step returns, so that the engine can see it."""
+        with self._changed:
+            self._interrupted = True
+            self._changed.notify()
+
+    def _pass_gate(self, plan: Plan) -> bool:
+        gate = self._options.gate
+        held = any(self._replies[chunk.id].given >= self._options.gate_after for chunk in plan.chunks)
+        return gate is None or not held or self._wait(Path(gate).exists, poll=POLL_SECONDS)
+
+    def _pass_delay(self) -> bool:
+        """An interrupted wait goes on where it was, not from its beginning."""
+        if not self._options.delay_ms:
+            return True
+        due = self._due = self._due or time.monotonic() + self._options.delay_ms / 1000
+        if not self._wait(lambda: time.monotonic() >= due, poll=None):
+            return False
+        self._due = None
+        return True
+
+    def _wait(self, passed: Callable[[], bool], poll: float | None) -> bool:
+        """Until it has passed (True) or somebody interrupts (False)."""
+        with self._changed:
+            while not passed():
+                if self._closing or self._interrupted:
+                    self._interrupted = False
+                    return False
+                left = max(0.0, (self._due or 0) - time.monotonic())
+                self._changed.wait(left if poll is None else poll)
+        return True
+
+
+class EchoBackend(SteppedBackend):
+    """The level is tokens: prompts are rendered by echo's own Jinja template."""
+
+    _runner: EchoRunner | None = None
+
+    def load(self, config: ModelConfig, files: Sequence[Path], emit: Emit) -> Loaded:
+        options = msgspec.convert(config.options, EchoOptions) if isinstance(config.options, dict) else EchoOptions()
+        for part in range(options.load_steps):
+            emit.progress((part + 1) / options.load_steps)
+        if options.load_gate is not None:
+            _wait_for(Path(options.load_gate))
+        if options.fail_load is not None:
+            raise LoadError(options.fail_load)
+        context_size, slots = config.context_size or CONTEXT_SIZE, config.parallel or SLOTS
+        self._runner = EchoRunner(options)
+        self._start(self._runner, emit, slots=slots, budget=config.parameters.batch or BATCH, context_size=context_size)
+        return Loaded(
+            context_size=context_size,
+            slots=slots,
+            vocab_size=vocab.SIZE,
+            chat_template=vocab.CHAT_TEMPLATE,
+            eos=vocab.TEXTS[vocab.END],
+        )
+
+    def cancel(self, id: int) -> None:
+        super().cancel(id)
+        if self._runner is not None:
+            self._runner.nudge()
+
+    def tokenize(self, text: str, *, special: bool, bos: bool) -> list[int]:
+        return vocab.tokenize(text, special=special)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        return vocab.detokenize(tokens)
+
+
+def _wait_for(path: Path) -> None:
+    never = threading.Event()
+    while not path.exists():
+        never.wait(POLL_SECONDS)

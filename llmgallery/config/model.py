@@ -19,13 +19,13 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     """A mapping of the YAML."""
 
 
-class Parameters(Section):
+class Parameters(Section, frozen=True):
     """The weights, and the sampling defaults of requests that do not ask."""
 
-    model: Annotated[str | None, Meta(description="weights: Hub reference, path under the models folder, or absolute path")] = None
-    temperature: Annotated[
-        Annotated[float, Meta(ge=0, le=100)] | None, Meta(description="0 = always the likeliest token")
-    ] = None
+    model: Annotated[str | None, Meta(description="weights: Hub reference, path under the models folder, or absolute path")] = (
+        None
+    )
+    temperature: Annotated[Annotated[float, Meta(ge=0, le=100)] | None, Meta(description="0 = always the likeliest token")] = None
     top_k: Annotated[Annotated[int, Meta(ge=0)] | None, Meta(description="keep the k likeliest tokens; 0 = all")] = None
     top_p: Annotated[Probability | None, Meta(description="keep the likeliest tokens up to this probability")] = None
     min_p: Annotated[Probability | None, Meta(description="drop tokens less likely than this share of the likeliest")] = None
@@ -63,7 +63,7 @@ class Parameters(Section):
     language: str | None = None
 
 
-class Template(Section):
+class Template(Section, frozen=True):
     """How messages become a prompt. Jinja in chat_template[_file], a preset's name, or LocalAI's Go templates."""
 
     preset: Annotated[str | None, Meta(description="a named prompt format, such as chatml")] = None
@@ -83,21 +83,21 @@ class Template(Section):
     join_chat_messages_by_character: str | None = None
 
 
-class KeyValue(Section):
+class KeyValue(Section, frozen=True):
     """A replacement: what `key` (a regex) matches becomes `value`."""
 
     key: str
     value: str
 
 
-class Trigger(Section):
+class Trigger(Section, frozen=True):
     """A word that switches a grammar on."""
 
     word: str
     at_start: bool | None = None
 
 
-class Grammar(Section):
+class Grammar(Section, frozen=True):
     """How tool calls constrain the answer."""
 
     disable: bool | None = None
@@ -112,7 +112,7 @@ class Grammar(Section):
     triggers: list[Trigger] = []
 
 
-class Function(Section):
+class Function(Section, frozen=True):
     """LocalAI's `function:` block."""
 
     disable_no_action: bool | None = None
@@ -135,28 +135,32 @@ class Function(Section):
     grammar: Grammar = Grammar()
 
 
-class OnUnsupported(Section):
+class OnUnsupported(Section, frozen=True):
     """What to do with a request field that this model cannot honour."""
 
     demands: Annotated[Demand, Meta(description="tools, response_format, logprobs, n > 1, images, grammar")] = "error"
     hints: Annotated[Demand, Meta(description="user, metadata, store, service_tier, unknown fields")] = "ignore"
 
 
-class Limits(Section):
+class Limits(Section, frozen=True):
     """LocalAI's per-model limits."""
 
-    max_concurrent: Annotated[int, Meta(ge=1)] | None = None
-    retry_after_seconds: Annotated[int, Meta(ge=0)] | None = None
+    max_concurrent: Annotated[Annotated[int, Meta(ge=1)] | None, Meta(description="requests that run at once; more get 503")] = (
+        None
+    )
+    retry_after_seconds: Annotated[Annotated[int, Meta(ge=0)] | None, Meta(description="what such a 503 says in Retry-After")] = (
+        None
+    )
 
 
-class ModelConfig(Section):
+class ModelConfig(Section, frozen=True):
     """One model file. Load keys (LOAD_KEYS) start a new worker when they change; all others act at the next request."""
 
     name: Annotated[str | None, Meta(description="what requests call it; else the file's stem")] = None
     aliases: Annotated[list[str], Meta(description="other names; may be globs such as gpt-4o*")] = []
     description: Annotated[str | None, Meta(description="shown in lists")] = None
     owned_by: Annotated[str | None, Meta(description="owned_by in GET /v1/models")] = None
-    usage: str | None = None
+    usage: Annotated[str | None, Meta(description="free text: how the model is meant to be used")] = None
     backend: Annotated[str | None, Meta(description="the engine; else recognised from the files")] = None
     model: Annotated[str | None, Meta(description="the same as parameters.model")] = None
     model_base_name: Annotated[str | None, Meta(description="stem of the weights file in a repo that holds several")] = None
@@ -172,18 +176,20 @@ class ModelConfig(Section):
     mmlock: Annotated[bool | None, Meta(description="lock the weights in memory")] = None
     f16: Annotated[bool | None, Meta(description="KV cache in F16, which is the default")] = None
     low_vram: bool | None = None
-    flash_attention: Annotated[str | bool | None, Meta(description="auto, on or off")] = None
+    flash_attention: Annotated[Literal["auto", "on", "off"] | bool | None, Meta(description="auto, on or off")] = None
     cache_type_k: Annotated[str | None, Meta(description="type of the K cache, such as q8_0")] = None
     cache_type_v: Annotated[str | None, Meta(description="type of the V cache, such as q8_0")] = None
-    no_kv_offloading: bool | None = None
-    numa: bool | None = None
-    tensor_split: str | list[float] | None = None
-    main_gpu: str | int | None = None
-    rope_scaling: str | None = None
-    yarn_ext_factor: float | None = None
-    yarn_attn_factor: float | None = None
-    yarn_beta_fast: float | None = None
-    yarn_beta_slow: float | None = None
+    no_kv_offloading: Annotated[bool | None, Meta(description="keep the KV cache in main memory when layers are on the GPU")] = (
+        None
+    )
+    numa: Annotated[bool | None, Meta(description="spread the work over NUMA nodes")] = None
+    tensor_split: Annotated[str | list[float] | None, Meta(description="shares of the weights on each GPU")] = None
+    main_gpu: Annotated[str | int | None, Meta(description="the GPU that holds what is not split")] = None
+    rope_scaling: Annotated[str | None, Meta(description="none, linear or yarn")] = None
+    yarn_ext_factor: Annotated[float | None, Meta(description="YaRN: share of extrapolation")] = None
+    yarn_attn_factor: Annotated[float | None, Meta(description="YaRN: scale of the attention")] = None
+    yarn_beta_fast: Annotated[float | None, Meta(description="YaRN: low correction dimension")] = None
+    yarn_beta_slow: Annotated[float | None, Meta(description="YaRN: high correction dimension")] = None
     mmproj: str | None = None
     draft_model: str | None = None
     n_draft: int | None = None
@@ -236,7 +242,7 @@ class ModelConfig(Section):
     known_input_modalities: list[str] = []
     known_output_modalities: list[str] = []
     feature_flags: dict[str, Any] = {}
-    limits: Limits = Limits()
+    limits: Annotated[Limits, Meta(description="how much one model may be asked at once")] = Limits()
     concurrency_groups: list[str] = []
     artifacts: list[dict[str, Any]] = []
     download_files: list[dict[str, Any]] = []
@@ -261,13 +267,14 @@ class ModelConfig(Section):
         return self.parameters.model or self.model
 
 
-LOAD_KEYS = frozenset(
-    """backend model model_base_name context_size parallel gpu_layers threads mmap mmlock f16 low_vram flash_attention
-    cache_type_k cache_type_v no_kv_offloading numa tensor_split main_gpu rope_scaling yarn_ext_factor yarn_attn_factor
-    yarn_beta_fast yarn_beta_slow mmproj draft_model n_draft lora_adapter lora_base lora_scale lora_adapters lora_scales
-    embeddings reranking options engine_args type trust_remote_code quantization load_format dtype gpu_memory_utilization
-    enforce_eager swap_space max_model_len tensor_parallel_size disable_log_stats limit_mm_per_prompt""".split()
-)
+LOAD_KEYS = frozenset({
+    "backend", "model", "model_base_name", "context_size", "parallel", "gpu_layers", "threads", "mmap", "mmlock", "f16",
+    "low_vram", "flash_attention", "cache_type_k", "cache_type_v", "no_kv_offloading", "numa", "tensor_split", "main_gpu",
+    "rope_scaling", "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "mmproj", "draft_model",
+    "n_draft", "lora_adapter", "lora_base", "lora_scale", "lora_adapters", "lora_scales", "embeddings", "reranking",
+    "options", "engine_args", "type", "trust_remote_code", "quantization", "load_format", "dtype", "gpu_memory_utilization",
+    "enforce_eager", "swap_space", "max_model_len", "tensor_parallel_size", "disable_log_stats", "limit_mm_per_prompt",
+})  # fmt: skip
 """Top-level keys that decide what is loaded."""
 
 LOAD_PARAMETERS = frozenset({"model", "batch", "rope_freq_base", "rope_freq_scale", "tokenizer"})

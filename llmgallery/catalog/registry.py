@@ -1,0 +1,215 @@
+"""What the models folders hold, as an immutable snapshot that is swapped as a whole. Loads no model."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+
+from llmgallery.catalog import formats
+from llmgallery.catalog.index import Broken, Entry, Snapshot, Source, build
+from llmgallery.catalog.weights import recognise
+from llmgallery.config.checks import name_fault
+from llmgallery.config.load import LoadedModel, Outside, Spec, load_model
+from llmgallery.config.model import ModelConfig, Parameters
+from llmgallery.config.problems import Problem
+
+__all__ = ["Broken", "Entry", "Registry", "Snapshot"]
+
+YAML_SUFFIXES = (".yaml", ".yml")
+UNFINISHED = (
+    "~",
+    ".swp",
+    ".swx",
+    ".tmp",
+    ".temp",
+    ".bak",
+    ".part",
+    ".partial",
+    ".incomplete",
+    ".download",
+    ".crdownload",
+    ".lock",
+)
+NO_WEIGHTS = (".md", ".txt", ".json", ".jinja", ".tmpl", ".py", ".sh", ".toml", ".png", ".jpg", ".gitignore")
+WEIGHTS_SUFFIXES = (".gguf.bin", ".gguf", ".bin")
+
+Signature = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A file as it was when it was read. `unsure`: what it means may change without it changing."""
+
+    signature: Signature
+    source: Source
+    depends: tuple[tuple[Path, Signature], ...] = ()
+    unsure: bool = False
+
+    def holds(self, forced: set[Path]) -> bool:
+        """Nothing beside the file has changed what it means."""
+        same = all(_signature(other) == then and other not in forced for other, then in self.depends)
+        return same and not self.unsure
+
+
+@dataclass
+class _Scan:
+    """What lies in the folders now, in the order in which names are given away."""
+
+    yamls: list[tuple[Path, Signature]] = field(default_factory=list)
+    weights: list[tuple[Path, Signature]] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+class Registry:
+    """The folders and their newest snapshot. `read` and `refresh` block (files) and may be called from any thread."""
+
+    def __init__(self, folders: Sequence[Path], specs: Mapping[str, Spec], outside: Outside | None = None) -> None:
+        """`folders` in order of priority: the user's first, then the built-in one. None of them need exist."""
+        seen: dict[Path, Path] = {}
+        for folder in folders:
+            seen.setdefault(folder.resolve(), folder.absolute())
+        self.folders = tuple(seen.values())
+        self.specs = specs
+        outside = outside or Outside()
+        self._outside = outside if outside.recognise else replace(outside, recognise=recognise)
+        self._reads: dict[Path, _Read] = {}
+        self._lock = threading.Lock()
+        self._snapshot: Snapshot | None = None
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The newest; empty before the first read."""
+        return self._snapshot or Snapshot()
+
+    @property
+    def ready(self) -> bool:
+        """The folders have been read once."""
+        return self._snapshot is not None
+
+    def read(self) -> Snapshot:
+        """Read everything that is not known yet."""
+        return self.refresh()
+
+    def refresh(self, paths: Collection[Path] | None = None) -> Snapshot:
+        """Read what changed since the last time, and `paths` in any case; swap the snapshot and return it."""
+        forced = {path.absolute() for path in paths or ()}
+        with self._lock:
+            scan = self._scan()
+            reads = {path: self._current(path, signature, forced) for path, signature in scan.yamls}
+            taken = _referenced(reads.values())
+            for path, signature in scan.weights:
+                if str(path) not in taken and (read := self._weights(path, signature)) is not None:
+                    reads[path] = read
+            self._reads = reads
+            self._snapshot = build([read.source for read in reads.values()], self.folders, tuple(scan.problems))
+            return self._snapshot
+
+    def _scan(self) -> _Scan:
+        scan = _Scan()
+        for folder in self.folders:
+            try:
+                names = sorted(os.listdir(folder))  # noqa: PTH208 - 10,000 names, no need for as many Paths
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                scan.problems.append(Problem(folder, 0, 0, "", f"the folder cannot be read: {error.strerror or error}"))
+                continue
+            for name in names:
+                if name.startswith((".", "#")) or name.lower().endswith(UNFINISHED):
+                    continue
+                kind = scan.yamls if name.lower().endswith(YAML_SUFFIXES) else scan.weights
+                if kind is scan.yamls or not name.lower().endswith(NO_WEIGHTS):
+                    kind.append((folder / name, _signature(folder / name)))
+        return scan
+
+    def _current(self, path: Path, signature: Signature, forced: set[Path]) -> _Read:
+        known = self._reads.get(path)
+        if known is not None and known.signature == signature and path not in forced and known.holds(forced):
+            return known
+        loaded = load_model(path, self.specs, self._outside)
+        if known is not None and known.source.loaded == loaded:
+            return replace(known, signature=signature)
+        depends = tuple((other, _signature(other)) for other in loaded.depends)
+        unsure = loaded.config is not None and loaded.backend is None
+        return _Read(signature, _source(path, loaded, signature), depends, unsure)
+
+    def _weights(self, path: Path, signature: Signature) -> _Read | None:
+        known = self._reads.get(path)
+        if known is not None and known.signature == signature and not path.is_dir():
+            return known
+        loaded = self._detected(path)
+        if loaded is None:
+            return None
+        if known is not None and known.source.loaded == loaded:
+            return replace(known, signature=signature)
+        return _Read(signature, _source(path, loaded, signature, weights=True))
+
+    def _detected(self, path: Path) -> LoadedModel | None:
+        """Defaults for a weights file or folder that has no YAML; None when it is none, or only part of one."""
+        try:
+            found = formats.detect(path)
+            if found is None or (found == formats.GGUF and path.is_file() and not formats.is_model(path)):
+                return None
+        except OSError:
+            return None
+        name = weights_name(path)
+        if name_fault(name):
+            return None
+        backend = next((spec.name for spec in self.specs.values() if found in spec.formats), None)
+        if backend is None:
+            message = f"holds {found} weights, which no backend here loads"
+            return LoadedModel(path, name, problems=(Problem(path, 0, 0, "", message),))
+        config = ModelConfig(name=name, backend=backend, parameters=Parameters(model=path.name))
+        return LoadedModel(path, name, config, backend)
+
+
+def weights_name(path: Path) -> str:
+    """The name of a model that has no YAML: its file's, without the suffix of a weights file."""
+    for suffix in WEIGHTS_SUFFIXES:
+        if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
+            return path.name[: -len(suffix)]
+    return path.name
+
+
+def _signature(path: Path) -> Signature:
+    """What changes when a file does: times, size and inode; () = not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return (found.st_mtime_ns, found.st_size, found.st_ino, found.st_ctime_ns)
+
+
+def _source(path: Path, loaded: LoadedModel, signature: Signature, weights: bool = False) -> Source:
+    created = signature[0] // 1_000_000_000 if signature else 0
+    if loaded.config is None:
+        return Source(loaded, Broken(loaded.name, path, loaded.problems))
+    aliases = tuple(loaded.config.aliases)
+    warnings, places = loaded.warnings, loaded.places
+    entry = Entry(loaded.name, path, path.parent, loaded.config, loaded.backend, aliases, warnings, created, places)
+    if not weights:
+        return Source(loaded, entry)
+    by_file = replace(entry, name=path.name, config=msgspec.structs.replace(loaded.config, name=path.name))
+    return Source(loaded, entry if path.name == entry.name else replace(entry, aliases=(path.name,)), by_file)
+
+
+def _referenced(reads: Collection[_Read]) -> set[str]:
+    """Paths that a YAML's weights keys name: these files are not models of their own."""
+    found: set[str] = set()
+    for read in reads:
+        if isinstance(read.source.item, Entry):
+            entry = read.source.item
+            for reference in _references(entry.config):
+                found.add(os.path.normpath(entry.folder / reference))
+    return found
+
+
+def _references(config: ModelConfig) -> Iterator[str]:
+    for reference in (config.weights, config.mmproj, config.draft_model, config.lora_adapter, *config.lora_adapters):
+        if reference:
+            yield reference.removeprefix("file://")

@@ -1,0 +1,142 @@
+"""Where a model's weights are: files of this machine, or a reference to the Hub. Downloads nothing."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmgallery.catalog import formats
+from llmgallery.catalog.reference import HubReference, parse_reference
+from llmgallery.config.load import Spec
+from llmgallery.config.model import ModelConfig
+from llmgallery.core.errors import BadWeights, ConfigError, LoadError
+
+__all__ = ["HubReference", "LocalFiles", "backend_for", "local_path", "locate", "recognise"]
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """Files or folders of this machine, the weights (or their first part) first; () = the backend needs none."""
+
+    paths: tuple[Path, ...] = ()
+
+
+def locate(config: ModelConfig, folder: Path) -> LocalFiles | HubReference:
+    """Where the weights are. `folder` is the YAML's: relative paths start there and never leave it.
+
+    Raises LoadError (BadWeights for a split model with a missing part) with what to do.
+    """
+    reference = config.weights
+    if not reference:
+        return LocalFiles()
+    path = local_path(reference, folder)
+    if path is not None and path.exists():
+        return LocalFiles(_files(path, config.model_base_name))
+    if path is not None and (Path(reference).is_absolute() or reference.startswith("~")):
+        raise LoadError(f"weights not found: {path} does not exist", field="parameters.model", hints=_near(path))
+    try:
+        found = parse_reference(reference)
+    except ConfigError as error:
+        raise LoadError(error.message, field="parameters.model", hints=error.hints) from error
+    if found is None:
+        message = f"weights not found: there is no {reference} in {folder}, and it is no Hub reference"
+        raise LoadError(message, field="parameters.model", hints=_near(folder / reference))
+    return _with_base_name(found, config.model_base_name)
+
+
+def local_path(reference: str, folder: Path) -> Path | None:
+    """The path on this machine that a reference would be, whether it exists or not; None = it cannot be one.
+
+    Raises LoadError for a relative path that leaves the folder.
+    """
+    text = reference.removeprefix("file://")
+    if "://" in text or "\0" in text:
+        return None
+    if text.startswith("~"):
+        return Path(text).expanduser()
+    if Path(text).is_absolute():
+        return Path(text)
+    if ".." in re.split(r"[/\\]", text):
+        raise LoadError(f"{reference} leads out of the models folder: write an absolute path", field="parameters.model")
+    return folder / text
+
+
+def _files(path: Path, base_name: str | None) -> tuple[Path, ...]:
+    if path.is_dir():
+        return _of_folder(path, base_name)
+    parts = formats.split_parts(path)
+    if missing := [part.name for part in parts if not part.is_file()]:
+        raise BadWeights(
+            f"{path.name} is a part of a split model, and {', '.join(missing)} is not beside it", hints=tuple(missing)
+        )
+    return parts
+
+
+def _of_folder(folder: Path, base_name: str | None) -> tuple[Path, ...]:
+    """The folder itself, or the GGUF file in it."""
+    if base_name is not None:
+        files = sorted(file for file in folder.iterdir() if file.is_file())
+        for file in files:
+            if base_name in (file.name, file.stem):
+                return _files(file, None)
+        names = tuple(difflib.get_close_matches(base_name, [file.name for file in files], n=3, cutoff=0.3))
+        raise LoadError(f"{folder} holds no weights file called {base_name}", field="model_base_name", hints=names)
+    if formats.detect(folder) != formats.GGUF:
+        return (folder,)
+    models = formats.gguf_models(folder)
+    if len(models) == 1:
+        return _files(models[0], None)
+    names = tuple(file.stem for file in models)
+    raise LoadError(f"{folder} holds several models: set model_base_name to one of them", field="model_base_name", hints=names)
+
+
+def _with_base_name(found: HubReference, base_name: str | None) -> HubReference:
+    if base_name is None or found.file is not None or found.quant is not None:
+        return found
+    try:
+        # Part of a file's name is what a quantisation is to a Hub reference too.
+        return HubReference(found.repo, None, base_name.removesuffix(".gguf"), found.revision)
+    except ConfigError as error:
+        raise LoadError(error.message, field="model_base_name") from error
+
+
+def _near(path: Path) -> tuple[str, ...]:
+    """Names beside a path that does not exist, most alike first."""
+    try:
+        names = [entry.name for entry in path.parent.iterdir() if not entry.name.startswith(".")]
+    except OSError:
+        return ()
+    return tuple(difflib.get_close_matches(path.name, names, n=3, cutoff=0.5))
+
+
+def recognise(reference: str, folder: Path) -> str | None:
+    """The format of a weights reference: by its contents when it lies here, by its name while it is still on the Hub."""
+    try:
+        path = local_path(reference, folder)
+        if path is not None and path.exists():
+            return formats.detect(path)
+        found = parse_reference(reference)
+    except (OSError, LoadError, ConfigError):
+        return None
+    if found is None:
+        return None
+    by_name = found.quant is not None or (found.file or "").lower().endswith((".gguf", ".gguf.bin"))
+    return formats.GGUF if by_name else None
+
+
+def backend_for(files: Sequence[Path], specs: Mapping[str, Spec]) -> str:
+    """The name of the backend that loads these files. Raises LoadError."""
+    if not files:
+        raise LoadError("no backend is set and there are no weights to tell it by: set backend:", field="backend")
+    try:
+        found = formats.detect(files[0])
+    except OSError as error:
+        raise LoadError(f"{files[0]} cannot be read: {error.strerror or error}") from error
+    for spec in specs.values():
+        if found in spec.formats:
+            return spec.name
+    what = f"holds {found} weights, which no backend here loads" if found else "is in no format that is known here"
+    raise BadWeights(f"{files[0]} {what}; available backends: {', '.join(sorted(specs))}")

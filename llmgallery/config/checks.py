@@ -1,0 +1,221 @@
+"""What must hold in a model file beyond the types of its keys: backends, weights, options, durations, templates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yaml.nodes import Node, ScalarNode
+
+from llmgallery.config.model import LOAD_KEYS, LOAD_PARAMETERS, ModelConfig
+from llmgallery.config.nodes import PLAIN, place
+from llmgallery.config.problems import Problem
+from llmgallery.config.readers import FAILED, Reading, struct_reader
+from llmgallery.config.suggest import did_you_mean
+from llmgallery.config.units import DURATION, parse_duration
+
+if TYPE_CHECKING:
+    from llmgallery.config.load import Spec, TemplateFault
+
+FIELD_BACKENDS = frozenset({
+    "transformers", "huggingface", "hf", "exllama", "exllama2", "exllamav2", "exllamav3", "autogptq", "gptq", "auto_gptq",
+    "autoawq", "awq", "openai", "anthropic", "cloud-proxy", "vllm", "sglang", "mlx", "openvino", "optimum", "optimum-intel",
+    "rwkv", "llama-server", "llama-ggml", "llama-stable", "go-llama", "gpt4all", "gptneox", "ggml-gptneox", "falcon",
+    "falcon-ggml", "bloomz", "stablelm", "dolly", "replit", "mpt", "starcoder", "sentencetransformers",
+    "sentence-transformers", "bert-embeddings", "rerankers", "diffusers", "whisper", "piper", "bark", "stablediffusion",
+    "stablediffusion-ggml", "langchain-huggingface", "builtinllama", "llamacppserver", "ctransformers", "gptq_llama",
+    "vllm-cpp", "vllm-omni", "bonsai", "ds4",
+})  # fmt: skip
+"""Engines that model files of this field name; those that are not among the specs are not here yet."""
+
+GENERAL_KEYS = frozenset({"backend", "model", "model_base_name", "options"})
+"""Load keys that every backend heeds."""
+
+NOT_YET = frozenset({
+    "grammar", "cutstrings", "extract_regex", "trimspace", "trimsuffix", "reasoning", "function", "feature_flags",
+    "concurrency_groups", "artifacts", "download_files", "mirostat", "mirostat_eta", "mirostat_tau", "prompt_cache_path",
+    "prompt_cache_all", "prompt_cache_ro", "ngqa", "rms_norm_eps", "no_mulmatq", "cfg_scale", "step", "alias", "proxy",
+    "grpc", "roles", "parameters.n", "parameters.echo", "parameters.n_keep", "parameters.keep", "parameters.tfz",
+    "parameters.logprobs", "parameters.top_logprobs", "parameters.negative_prompt", "parameters.negative_prompt_scale",
+    "parameters.clip_skip", "parameters.encoding_format", "parameters.pooling", "parameters.pooling_half_life_tokens",
+    "parameters.translate", "parameters.language", "template.join_chat_messages_by_character", "template.multimodal",
+    "template.reply_prefix", "reasoning_effort",
+})  # fmt: skip
+"""Known keys that this version reads and does not use yet."""
+
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+GO_KEYS = ("chat", "chat_message", "completion", "edit", "function")
+_GO_TEXT = re.compile(r"\{\{-?\s*(\.[A-Z]\w*|(range|if|with|else if)\s+(\.|eq\b|ne\b|not\b|and\b|or\b|\$)|end\b)")
+_GO_ADVICE = "use template.chat_template (Jinja) or template.preset"
+
+
+def backend(name: str, reading: Reading, specs: Mapping[str, Spec]) -> str | None:
+    """The canonical name of the backend that `backend: name` means; notes one that is not here."""
+    wanted = name.lower()
+    known = {spec.name.lower(): spec.name for spec in specs.values()}
+    for spec in specs.values():
+        known |= {alias.lower(): spec.name for alias in spec.aliases if alias.lower() not in known}
+    if wanted in known:
+        return known[wanted]
+    here = f"available: {', '.join(sorted(specs))}"
+    if wanted in FIELD_BACKENDS:
+        reading.fail(reading.nodes["backend"], "backend", f"{name} is not available yet in this version", here)
+    else:
+        reading.fail(reading.nodes["backend"], "backend", f"no backend is called {name!r}", did_you_mean(name, [*known]) or here)
+    return None
+
+
+def unheeded(reading: Reading, spec: Spec) -> list[Problem]:
+    """Warnings for load keys that are written and that the backend does not use."""
+    keys = spec.keys | GENERAL_KEYS
+    heeded = keys | {f"parameters.{key}" for key in keys & LOAD_PARAMETERS} | {"parameters.model"}
+    load = LOAD_KEYS | {f"parameters.{key}" for key in LOAD_PARAMETERS}
+    unused = [key for key in reading.places if key in load - heeded]
+    return [Problem(reading.path, *reading.places[key], key, f"backend {spec.name} does not use this key") for key in unused]
+
+
+def not_yet(reading: Reading) -> list[Problem]:
+    """Warnings for keys that this version does not use yet."""
+    written = [key for key in reading.places if key in NOT_YET]
+    return [Problem(reading.path, *reading.places[key], key, "this version does not use this key yet") for key in written]
+
+
+def values(config: ModelConfig, reading: Reading, stem: str) -> None:
+    """Names, durations and enumerations that are not types."""
+    for key, name in [("name", config.name), *((f"aliases[{i}]", alias) for i, alias in enumerate(config.aliases))]:
+        if name is not None and (fault := name_fault(name)):
+            reading.fail(_node(reading, key), key, fault)
+    if config.name is None and (fault := name_fault(stem)):
+        reading.problems.append(Problem(reading.path, 1, 1, "", f"the file's name as a model's name: {fault}", "set name:"))
+    if config.keep_alive is not None:
+        try:
+            parse_duration(config.keep_alive)
+        except ValueError:
+            reading.fail(reading.nodes["keep_alive"], "keep_alive", f"expected {DURATION}, found {config.keep_alive!r}")
+    for key in ("cache_type_k", "cache_type_v"):
+        value = getattr(config, key)
+        if value is not None and value.lower() not in CACHE_TYPES:
+            message = f"expected one of {', '.join(CACHE_TYPES)}, found {value!r}"
+            reading.fail(reading.nodes[key], key, message, did_you_mean(value, list(CACHE_TYPES)))
+    for token in config.parameters.logit_bias or ():
+        if not re.fullmatch(r"\d{1,9}", token):
+            key = f"parameters.logit_bias.{token}"
+            reading.fail(reading.nodes["parameters.logit_bias"], key, "expected a token id: a whole number, 0 or more")
+    for index, stop in enumerate(config.stopwords):
+        if not stop:
+            reading.fail(_node(reading, f"stopwords[{index}]"), f"stopwords[{index}]", "an empty text would end every answer")
+
+
+def name_fault(name: str) -> str:
+    """Why `name` cannot name a model; "" when it can."""
+    if not name.strip() or name != name.strip():
+        return "a name must not be empty, nor begin or end with a space"
+    if len(name) > 200:
+        return "a name has at most 200 characters"
+    return "" if name.isprintable() else "a name must not hold control characters"
+
+
+def _node(reading: Reading, key: str) -> Node:
+    """The node of a key or of a list's item."""
+    name, bracket, index = key.partition("[")
+    node = reading.nodes[name]
+    if bracket and 0 <= int(index[:-1]) < len(node.value):
+        item: Node = node.value[int(index[:-1])]
+        return item
+    return node
+
+
+def weights(config: ModelConfig, reading: Reading, spec: Spec | None) -> None:
+    """Exactly one weights reference, where the backend needs one, and no way out of the folder."""
+    top, below = config.model, config.parameters.model
+    if top is not None and below is not None and top != below:
+        message = f"parameters.model (line {reading.places['parameters.model'][0]}) names other weights: {below}"
+        reading.fail(reading.nodes["model"], "model", message, "keep one of them")
+    key = "parameters.model" if below is not None else "model"
+    reference = config.weights
+    if reference:
+        if not Path(reference).is_absolute() and ".." in re.split(r"[/\\]", reference):
+            reading.fail(reading.nodes[key], key, f"{reference} leads out of the models folder", "write an absolute path")
+    elif config.alias is not None:
+        node = reading.nodes["alias"]
+        reading.fail(node, "alias", "redirects are not read yet", f"write this name under aliases: in the file of {config.alias}")
+    elif (spec is None or spec.needs_weights) and not _failed(reading, "backend", "model", "parameters"):
+        message = "no weights: parameters.model is missing"
+        advice = "name a file of this folder, an absolute path, or a Hub reference such as owner/repo/file.gguf"
+        reading.problems.append(Problem(reading.path, 1, 1, "", message, advice))
+
+
+def _failed(reading: Reading, *keys: str) -> bool:
+    """A problem has been noted at one of the keys or below, so that what is missing may just be misspelt."""
+    return any(problem.key.split(".")[0] in keys or "parameters.model" in problem.suggestion for problem in reading.problems)
+
+
+def listed_options(items: list[str], node: Node, spec: Spec, reading: Reading) -> tuple[dict[str, Any], list[Problem]]:
+    """LocalAI's ["key:value"] as a mapping of typed values, and warnings for keys that the backend does not have."""
+    fields = struct_reader(spec.options).fields
+    found: dict[str, Any] = {}
+    warnings: list[Problem] = []
+    for index, item in enumerate(items):
+        name, colon, text = item.partition(":")
+        name = name.strip().lstrip("-")
+        key = f"options[{index}]"
+        at = _node(reading, key)
+        known = fields.get(name) or fields.get(name.replace("-", "_"))
+        if known is None:
+            # LocalAI hands any item to its backend, so files in use hold items that mean nothing here.
+            advice = did_you_mean(name, list(fields))
+            warnings.append(Problem(reading.path, *place(at), key, f"backend {spec.name} has no option {name!r}", advice))
+            continue
+        value = ScalarNode(PLAIN, text.strip() if colon else "true", at.start_mark, at.end_mark)
+        read = known[1].read(value, key, reading)
+        if read is not FAILED:
+            found[known[0]] = read
+    return found, warnings
+
+
+def go_templates(config: ModelConfig, reading: Reading) -> None:
+    """Note templates in languages that this version does not render."""
+    for key in GO_KEYS:
+        if getattr(config.template, key) is not None:
+            _go(reading, f"template.{key}")
+    if config.template.engine is not None:
+        node = reading.nodes["template.engine"]
+        reading.fail(node, "template.engine", "only Jinja templates are rendered yet; Go and GatoGPT come later", _GO_ADVICE)
+
+
+def _go(reading: Reading, key: str) -> None:
+    message = "a Go template; these come in a later version"
+    reading.problems.append(Problem(reading.path, *reading.places[key], key, message, _GO_ADVICE))
+
+
+def preset(config: ModelConfig, reading: Reading, names: Collection[str] | None) -> None:
+    """Note a preset that does not exist."""
+    name = config.template.preset
+    if name is None or names is None or name in names:
+        return
+    advice = did_you_mean(name, list(names)) or f"known: {', '.join(sorted(names))}"
+    reading.fail(reading.nodes["template.preset"], "template.preset", f"no preset is called {name!r}", advice)
+
+
+def template_source(
+    source: str, reading: Reading, key: str, check: Callable[[str], TemplateFault | None] | None, file: Path | None = None
+) -> None:
+    """Note why a Jinja template does not parse, with the line in the file that holds it."""
+    if _GO_TEXT.search(source):
+        _go(reading, key)
+        return
+    fault = check(source) if check else None
+    if fault is None:
+        return
+    message = f"the template does not parse: {fault.message}"
+    if file is not None:
+        reading.problems.append(Problem(file, max(fault.line, 1), 1, key, message))
+        return
+    node = reading.nodes[key]
+    line, column = place(node)
+    block = isinstance(node, ScalarNode) and node.style in ("|", ">")
+    if block:
+        line, column = line + max(fault.line, 1), 1
+    reading.problems.append(Problem(reading.path, line, column, key, message))

@@ -1,0 +1,198 @@
+"""One model file to a ModelConfig and everything that is wrong with it. Knows no folder and no other file but the template's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+from yaml.nodes import MappingNode, SequenceNode
+
+from llmgallery.config import checks
+from llmgallery.config.model import ModelConfig
+from llmgallery.config.nodes import Unreadable, compose, kind, place
+from llmgallery.config.problems import Problem
+from llmgallery.config.readers import FAILED, Reading, struct_reader
+from llmgallery.config.suggest import adviser, levels_of, model_levels
+
+MAX_TEMPLATE = 1024 * 1024
+
+
+class Spec(Protocol):
+    """What a BackendSpec says of its YAML keys."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def aliases(self) -> tuple[str, ...]: ...
+    @property
+    def options(self) -> type[msgspec.Struct]: ...
+    @property
+    def formats(self) -> tuple[str, ...]: ...
+    @property
+    def keys(self) -> frozenset[str]: ...
+    @property
+    def needs_weights(self) -> bool: ...
+
+
+class TemplateFault(Protocol):
+    """Why a template does not parse; line and column count from 1 in its own text."""
+
+    @property
+    def line(self) -> int: ...
+    @property
+    def message(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What config may not import. `template`: Jinja source -> its fault. `presets`: their names; None = not checked.
+
+    `recognise`: (weights reference, folder of the YAML) -> file format, None = not known (yet).
+    """
+
+    template: Callable[[str], TemplateFault | None] | None = None
+    presets: Collection[str] | None = None
+    recognise: Callable[[str, Path], str | None] | None = None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What a file says. `config` is None when there are problems. `backend`: canonical name; None = not told by the file.
+
+    `name` is set in any case. `places`: dotted key -> (line, column) of everything written. `depends`: other files read.
+    """
+
+    path: Path
+    name: str
+    config: ModelConfig | None = None
+    backend: str | None = None
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
+    places: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    depends: tuple[Path, ...] = ()
+
+
+def load_model(path: Path, specs: Mapping[str, Spec], outside: Outside | None = None) -> LoadedModel:
+    """Read a model file. Never raises for what the file says, nor for a file that cannot be opened."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(1024 * 1024 + 1)
+    except OSError as error:
+        problem = Problem(path, 0, 0, "", f"cannot be read: {error.strerror or error}")
+        return LoadedModel(path, path.stem, problems=(problem,))
+    return parse_model(data, path, specs, outside)
+
+
+def parse_model(data: bytes, path: Path, specs: Mapping[str, Spec], outside: Outside | None = None) -> LoadedModel:
+    """The same for bytes at hand; `path` names them in messages and is where a template file is looked for."""
+    outside = outside or Outside()
+    try:
+        root = compose(data, path)
+    except Unreadable as error:
+        return LoadedModel(path, path.stem, problems=(error.problem,))
+    if root is None:
+        problem = Problem(path, 1, 1, "", "the file is empty", "write at least parameters: {model: ...}")
+        return LoadedModel(path, path.stem, problems=(problem,))
+    if not isinstance(root, MappingNode):
+        message = f"expected keys such as `backend: llama-cpp`, found {kind(root)}"
+        advice = "a file is one model: remove the -" if isinstance(root, SequenceNode) else "write `key: value` lines"
+        problem = Problem(path, *place(root), "", message, advice)
+        return LoadedModel(path, path.stem, problems=(problem,))
+    return _Model(path, specs, outside).read(root)
+
+
+class _Model:
+    """One file on its way: the keys first, then what holds between them."""
+
+    def __init__(self, path: Path, specs: Mapping[str, Spec], outside: Outside) -> None:
+        self.path, self.specs, self.outside = path, specs, outside
+        self.reading = Reading(path, lambda key, parent: adviser(self.levels)(key, parent))
+        self.levels: Mapping[str, tuple[str, ...]] = model_levels()
+        self.warnings: list[Problem] = []
+        self.depends: list[Path] = []
+
+    def read(self, root: MappingNode) -> LoadedModel:
+        config = struct_reader(ModelConfig).read(root, "", self.reading)
+        if config is FAILED:
+            return self.result(self.path.stem, None, None)
+        backend = self.backend(config)
+        if backend is not None:
+            config = self.options(config, self.specs[backend])
+            self.warnings += checks.unheeded(self.reading, self.specs[backend])
+        checks.values(config, self.reading, self.path.stem)
+        checks.weights(config, self.reading, self.specs[backend] if backend else None)
+        self.warnings += checks.not_yet(self.reading)
+        config = self.template(config)
+        return self.result(config.name or self.path.stem, config, backend)
+
+    def result(self, name: str, config: ModelConfig | None, backend: str | None) -> LoadedModel:
+        problems = tuple(sorted(self.reading.problems, key=lambda problem: (problem.line, problem.column)))
+        config = None if problems else config
+        found = tuple(self.warnings)
+        return LoadedModel(self.path, name, config, backend, problems, found, self.reading.places, tuple(self.depends))
+
+    def backend(self, config: ModelConfig) -> str | None:
+        """The backend that the file names, else the one for the weights' format; notes one that is not here."""
+        if config.backend is not None:
+            return checks.backend(config.backend, self.reading, self.specs)
+        if not config.weights or self.outside.recognise is None:
+            return None
+        format_ = self.outside.recognise(config.weights, self.path.parent)
+        return next((spec.name for spec in self.specs.values() if format_ in spec.formats), None)
+
+    def options(self, config: ModelConfig, spec: Spec) -> ModelConfig:
+        """The config with its options checked against the backend's own keys."""
+        node = self.reading.nodes.get("options")
+        if node is None or not config.options:
+            return config
+        self.levels = {**model_levels(), **levels_of(spec.options, "options")}
+        if isinstance(config.options, list):
+            values, warnings = checks.listed_options(config.options, node, spec, self.reading)
+            self.warnings += warnings
+        else:
+            # The keys have been read as plain data; the places of unknown ones come from this second reading.
+            values = struct_reader(spec.options).values(node, "options", self.reading)
+        return config if values is FAILED else msgspec.structs.replace(config, options=values)
+
+    def template(self, config: ModelConfig) -> ModelConfig:
+        """The config with the template's file read in and the template checked."""
+        checks.go_templates(config, self.reading)
+        checks.preset(config, self.reading, self.outside.presets)
+        template = config.template
+        if template.chat_template_file is not None:
+            source = self.template_file(config)
+            if source is None:
+                return config
+            path = (self.path.parent / template.chat_template_file).absolute()
+            checks.template_source(source, self.reading, "template.chat_template_file", self.outside.template, path)
+            return msgspec.structs.replace(config, template=msgspec.structs.replace(template, chat_template=source))
+        if template.chat_template is not None:
+            checks.template_source(template.chat_template, self.reading, "template.chat_template", self.outside.template)
+        return config
+
+    def template_file(self, config: ModelConfig) -> str | None:
+        key, name = "template.chat_template_file", config.template.chat_template_file or ""
+        node = self.reading.nodes[key]
+        if config.template.chat_template is not None:
+            self.reading.fail(node, key, "template.chat_template is set too", "keep one of them")
+            return None
+        path = self.path.parent / name
+        self.depends.append(path)
+        if not path.resolve().is_relative_to(self.path.parent.resolve()):
+            self.reading.fail(node, key, f"{name} lies outside the folder of this file", "put the template beside the YAML")
+            return None
+        try:
+            with path.open("rb") as file:
+                data = file.read(MAX_TEMPLATE + 1)
+            if len(data) > MAX_TEMPLATE:
+                self.reading.fail(node, key, f"{name} is larger than {MAX_TEMPLATE:,} bytes")
+                return None
+            return data.decode("utf-8-sig")
+        except OSError as error:
+            self.reading.fail(node, key, f"cannot read {name}: {error.strerror or error}", "put the template beside the YAML")
+        except UnicodeDecodeError:
+            self.reading.fail(node, key, f"{name} is not UTF-8", "save it as UTF-8")
+        return None

@@ -1,0 +1,98 @@
+"""What holds for a request: defaults < backend < preset < model YAML < request. Stop lists are united. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from llmgallery.config.model import ModelConfig, Section
+from llmgallery.config.problems import shown
+from llmgallery.core.sampling import DEFAULTS, Sampling
+
+_KEYS = tuple(name for name in Sampling.__struct_fields__ if name not in ("extra", "logit_bias"))
+
+
+class EffectiveValue(NamedTuple):
+    """A value that holds, and where it comes from: `models/x.yaml:5`, `preset chatml`, `default`, ..."""
+
+    key: str
+    value: Any
+    source: str
+
+
+def config_sampling(config: ModelConfig) -> Sampling:
+    """The sampling parameters that a model's YAML sets."""
+    parameters = config.parameters
+    bias = parameters.logit_bias
+    values = {name: getattr(parameters, name) for name in _KEYS}
+    return Sampling(**values, logit_bias=None if bias is None else {int(token): value for token, value in bias.items()})
+
+
+def merge_sampling(request: Sampling, config: ModelConfig, below: Sampling | None = None) -> Sampling:
+    """The sampling of a request to this model. `below`: what its preset and backend say.
+
+    max_tokens is None when the answer may go on until the context is full, which -1 asks for.
+    """
+    asked = request.over(config_sampling(config))
+    merged = asked.over(below or Sampling()).over(DEFAULTS)
+    return msgspec.structs.replace(merged, max_tokens=None) if merged.max_tokens == -1 else merged
+
+
+def merge_stops(request: Sequence[str], config: ModelConfig, below: Sequence[str] = ()) -> tuple[str, ...]:
+    """All stop strings, each once: the request's, the YAML's, then those of the preset."""
+    return tuple(dict.fromkeys(stop for stop in (*request, *config.stopwords, *below) if stop))
+
+
+def explain(
+    config: ModelConfig,
+    *,
+    path: Path | None = None,
+    places: Mapping[str, tuple[int, int]] | None = None,
+    below: Sequence[tuple[str, Sampling]] = (),
+    keep_alive: tuple[Any, str] | None = None,
+) -> list[EffectiveValue]:
+    """Every value of a model that is set or has a default, in the order of the structs.
+
+    `places`: where the YAML at `path` sets what (LoadedModel.places). `below`: (source, sampling) of preset and backend,
+    the stronger first. `keep_alive`: (value, source) where the YAML says nothing.
+    """
+    places = places or {}
+    found = {key: EffectiveValue(key, value, _source(key, path, places)) for key, value in _set_values(config, "")}
+    for source, sampling in (*below, ("default", DEFAULTS)):
+        for name in (*_KEYS, "logit_bias"):
+            key, value = f"parameters.{name}", getattr(sampling, name)
+            if value is not None and key not in found:
+                found[key] = EffectiveValue(key, value, source)
+    if keep_alive is not None and "keep_alive" not in found:
+        found["keep_alive"] = EffectiveValue("keep_alive", *keep_alive)
+    return sorted(found.values(), key=_order)
+
+
+def _set_values(section: Section, prefix: str) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all that differs from the struct's default."""
+    for field in msgspec.structs.fields(type(section)):
+        value = getattr(section, field.name)
+        if isinstance(value, Section):
+            yield from _set_values(value, f"{prefix}{field.name}.")
+        elif value not in (None, [], {}) and value != field.default:
+            yield prefix + field.name, value
+
+
+def _source(key: str, path: Path | None, places: Mapping[str, tuple[int, int]]) -> str:
+    if key == "template.chat_template" and key not in places:
+        key = "template.chat_template_file"
+    if path is None or key not in places:
+        return "recognised"
+    return f"{shown(path)}:{places[key][0]}"
+
+
+def _order(value: EffectiveValue) -> tuple[int, int]:
+    top, _, below = value.key.partition(".")
+    names = ModelConfig.__struct_fields__
+    section = getattr(ModelConfig(), top)
+    inner = type(section).__struct_fields__ if isinstance(section, Section) else ()
+    name = below.partition(".")[0]
+    return names.index(top), inner.index(name) if name in inner else -1

@@ -1,0 +1,99 @@
+"""What a name in a request means: one pure function over a snapshot. Gallery entries and Hub ids come with a later issue."""
+
+from __future__ import annotations
+
+import difflib
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from llmgallery.catalog.index import Entry, Snapshot
+from llmgallery.config.checks import name_fault
+from llmgallery.config.problems import shown
+from llmgallery.core.errors import InvalidField, ModelBroken, ModelNotFound
+
+MAX_NAME = 512
+"""Longer names are not searched for near ones."""
+
+MAX_COMPARED = 2000
+"""Near names are looked for among this many; comparing 10,000 takes a third of a second."""
+
+
+def resolve(
+    name: str | None,
+    snapshot: Snapshot,
+    *,
+    default: str | None = None,
+    token: str | None = None,
+    unknown: Literal["error", "default"] = "error",
+) -> Entry:
+    """The model that a request means. `default`: the configured one. `token`: the bearer token, given only when no key is set.
+
+    Order: name, alias, glob alias, then the same in any case of letters where only one model fits. Without a name: the
+    token when it is one, the default, the only model. Raises ModelNotFound (hints = near names), ModelBroken (hints = its
+    problems), InvalidField when there is no name and nothing to choose by.
+    """
+    if name is None or not name.strip():
+        return _unnamed(snapshot, default, token)
+    if (entry := lookup(name, snapshot)) is not None:
+        return entry
+    if unknown == "default" and default and (entry := lookup(default, snapshot)) is not None:
+        return entry
+    raise _not_found(name, snapshot)
+
+
+def lookup(name: str, snapshot: Snapshot) -> Entry | None:
+    """The model called `name`, or None. Raises ModelBroken or ModelNotFound for one that is there and cannot be served."""
+    if (entry := _exact(name, snapshot)) is not None:
+        return entry
+    if (broken := snapshot.broken.get(name)) is not None:
+        problems = tuple(map(str, broken.problems))
+        raise ModelBroken(f"the model {name!r} has errors in {shown(broken.path)}: {'; '.join(problems)}", hints=problems)
+    if (entry := snapshot.disabled.get(name)) is not None:
+        raise ModelNotFound(f"the model {name!r} is disabled in {shown(entry.path)}", field="model")
+    for pattern, entry in snapshot.globs:
+        if fnmatchcase(name, pattern):
+            return entry
+    alike = snapshot.folded.get(name.lower(), ())
+    return alike[0] if len(alike) == 1 else None
+
+
+def near_names(name: str, snapshot: Snapshot, count: int = 3) -> tuple[str, ...]:
+    """Names and aliases most like `name`: those that hold it or begin alike first."""
+    names = [*snapshot.entries, *snapshot.aliases]
+    wanted = name[:MAX_NAME].lower()
+    held = [other for other in names if wanted and (wanted in other.lower() or other.lower() in wanted)]
+    held.sort(key=lambda other: (abs(len(other) - len(wanted)), other))
+    alike = difflib.get_close_matches(wanted, [other.lower() for other in names[:MAX_COMPARED]], n=count, cutoff=0.6)
+    written = {other.lower(): other for other in reversed(names)}
+    return tuple(dict.fromkeys([*held, *(written[other] for other in alike)]))[:count]
+
+
+def _exact(name: str, snapshot: Snapshot) -> Entry | None:
+    return snapshot.entries.get(name) or snapshot.aliases.get(name)
+
+
+def _unnamed(snapshot: Snapshot, default: str | None, token: str | None) -> Entry:
+    if token and (entry := _exact(token, snapshot)) is not None:
+        return entry
+    if default:
+        if (entry := lookup(default, snapshot)) is not None:
+            return entry
+        raise _not_found(default, snapshot)
+    if len(snapshot.entries) == 1:
+        return next(iter(snapshot.entries.values()))
+    names = tuple(list(snapshot.entries)[:10])
+    if not names:
+        raise ModelNotFound("there is no model here: put a YAML file into the models folder", field="model")
+    raise InvalidField(f"you must provide a model parameter, such as {names[0]!r}", field="model", hints=names)
+
+
+def _not_found(name: str, snapshot: Snapshot) -> ModelNotFound:
+    near = near_names(name, snapshot)
+    shown_name = name if len(name) <= 100 else name[:97] + "..."
+    advice = f"did you mean {' or '.join(map(repr, near))}?" if near else "GET /v1/models lists the models."
+    file = f"{name.replace('/', '__').replace(':', '-')}.yaml" if name_fault(name) == "" else "a YAML file"
+    return ModelNotFound(
+        f"The model {shown_name!r} does not exist; {advice} To add it, put {file} into the models folder.",
+        field="model",
+        hints=near,
+    )

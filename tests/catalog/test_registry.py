@@ -1,0 +1,249 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from llmgallery.backends.loader import specs
+from llmgallery.catalog.index import Entry, Snapshot
+from llmgallery.catalog.registry import Registry
+from llmgallery.config.load import Outside
+
+GGUF = b"GGUF\x03\x00\x00\x00" + bytes(16)
+
+
+def write(folder: Path, **files: str) -> None:
+    folder.mkdir(exist_ok=True)
+    for stem, text in files.items():
+        (folder / f"{stem}.yaml").write_text(f"backend: echo\n{text}\n")
+
+
+def registry(*folders: Path) -> Registry:
+    return Registry(folders, specs())
+
+
+def notes(snapshot: Snapshot, name: str) -> list[str]:
+    return [problem.message for problem in snapshot.warnings(snapshot.entries[name])]
+
+
+def test_before_the_first_read_there_is_nothing(tmp_path: Path) -> None:
+    write(tmp_path, a="")
+    found = registry(tmp_path)
+    assert not found.ready
+    assert found.snapshot == Snapshot()
+    assert list(found.read().entries) == ["a"]
+    assert found.ready
+
+
+def test_one_broken_file_keeps_no_other_from_being_served(tmp_path: Path) -> None:
+    write(tmp_path, good="", bad="tempratur: 1", worse="[")
+    (tmp_path / "binary.yml").write_bytes(b"\xff\xfe\x00")
+    found = registry(tmp_path).read()
+    assert list(found.entries) == ["good"]
+    assert set(found.broken) == {"bad", "worse", "binary"}
+    assert "did you mean parameters.temperature?" in str(found.broken["bad"].problems[0])
+
+
+def test_only_yaml_files_right_in_the_folder_and_no_editors_leftovers(tmp_path: Path) -> None:
+    write(tmp_path, a="", b="")
+    (tmp_path / "a.yaml").rename(tmp_path / "A.YML")
+    write(tmp_path / "sub", c="")
+    for name in (".hidden.yaml", "x.yaml~", "#x.yaml#", ".x.yaml.swp", "x.yaml.tmp", "x.yaml.bak", "4913"):
+        (tmp_path / name).write_text("backend: echo\n")
+    found = registry(tmp_path).read()
+    assert list(found.entries) == ["A", "b"]
+    assert not found.broken
+
+
+def test_of_two_files_with_one_name_the_first_serves(tmp_path: Path) -> None:
+    write(tmp_path, b="name: same\ndescription: second", a="name: same\ndescription: first", c="name: other")
+    found = registry(tmp_path).read()
+    assert found.entries["same"].config.description == "first"
+    (problem,) = found.broken["b.yaml"].problems
+    assert (problem.line, problem.key) == (2, "name")
+    assert "already taken by" in problem.message and "a.yaml" in problem.message
+
+
+def test_the_users_file_overrides_the_built_in_one_silently(tmp_path: Path) -> None:
+    write(tmp_path / "user", pocket="description: mine\naliases: [default]")
+    write(tmp_path / "builtin", pocket="description: theirs", extra="aliases: [default]")
+    found = registry(tmp_path / "user", tmp_path / "builtin").read()
+    assert found.entries["pocket"].config.description == "mine"
+    assert found.aliases["default"].name == "pocket"
+    assert not found.broken
+    assert not notes(found, "extra")
+
+
+def test_one_folder_given_twice_counts_once(tmp_path: Path) -> None:
+    write(tmp_path / "models", a="")
+    (tmp_path / "link").symlink_to(tmp_path / "models")
+    found = registry(tmp_path / "models", tmp_path / "link").read()
+    assert list(found.entries) == ["a"]
+    assert not found.broken
+
+
+def test_the_first_file_keeps_an_alias_and_the_other_is_warned(tmp_path: Path) -> None:
+    write(tmp_path, a="aliases: [x, 'g*']", b="aliases: [x, 'g*', a, y]")
+    found = registry(tmp_path).read()
+    assert (found.aliases["x"].name, found.aliases["y"].name) == ("a", "b")
+    assert [pattern for pattern, _ in found.globs] == ["g*"]
+    assert [message.split(" already")[0] for message in notes(found, "b")] == ["'x'", "'g*'", "'a'"]
+    assert notes(found, "a") == []
+
+
+def test_a_disabled_model_is_listed_and_not_served(tmp_path: Path) -> None:
+    write(tmp_path, a="disabled: true\naliases: [x]")
+    found = registry(tmp_path).read()
+    assert not found.entries and not found.aliases
+    assert list(found.disabled) == ["a"]
+
+
+def test_adding_editing_and_deleting_touch_only_that_model(tmp_path: Path) -> None:
+    write(tmp_path, a="", b="", c="aliases: [x]")
+    (tmp_path / "w.gguf").write_bytes(GGUF)
+    found = registry(tmp_path)
+    before = found.read()
+    write(tmp_path, d="")
+    write(tmp_path, b="description: new")
+    (tmp_path / "c.yaml").unlink()
+    after = found.refresh()
+    assert set(after.entries) == {"a", "b", "d", "w"}
+    assert after.entries["a"] is before.entries["a"]
+    assert after.entries["w"] is before.entries["w"]
+    assert after.entries["b"].config.description == "new"
+    assert "c" in before.entries and "x" in before.aliases, "a snapshot never changes"
+    assert "x" not in after.aliases
+
+
+def test_touching_a_file_changes_nothing(tmp_path: Path) -> None:
+    write(tmp_path, a="")
+    found = registry(tmp_path)
+    before = found.read().entries["a"]
+    os.utime(tmp_path / "a.yaml", ns=(1, 1))
+    assert found.refresh().entries["a"] is before
+
+
+def test_a_mended_file_is_served_and_a_spoilt_one_is_listed(tmp_path: Path) -> None:
+    write(tmp_path, a="x: 1", b="")
+    found = registry(tmp_path)
+    assert set(found.read().broken) == {"a"}
+    write(tmp_path, a="description: mended", b="y: 1")
+    after = found.refresh()
+    assert set(after.entries) == {"a"}
+    assert set(after.broken) == {"b"}
+
+
+def test_an_edit_that_leaves_size_and_time_is_read_when_it_is_told(tmp_path: Path) -> None:
+    write(tmp_path, a="description: one")
+    path = tmp_path / "a.yaml"
+    found = registry(tmp_path)
+    times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    found.read()
+    write(tmp_path, a="description: two")
+    os.utime(path, ns=times)
+    assert found.refresh({path}).entries["a"].config.description == "two"
+
+
+def test_the_template_file_belongs_to_the_model(tmp_path: Path) -> None:
+    write(tmp_path, a="template: {chat_template_file: t.jinja}", b="")
+    found = registry(tmp_path)
+    before = found.read()
+    assert set(before.broken) == {"a"}
+    (tmp_path / "t.jinja").write_text("one")
+    one = found.refresh()
+    assert one.entries["a"].config.template.chat_template == "one"
+    (tmp_path / "t.jinja").write_text("second")
+    assert found.refresh().entries["a"].config.template.chat_template == "second"
+    assert one.entries["b"] is before.entries["b"]
+
+
+def test_templates_and_presets_are_checked_from_outside(tmp_path: Path) -> None:
+    class Fault:
+        line, message = 1, "no good"
+
+    write(tmp_path, a="template: {chat_template: bad}", b="template: {preset: chatlm}", c="template: {chat_template: fine}")
+    outside = Outside(template=lambda source: Fault() if source == "bad" else None, presets=("chatml",))
+    found = Registry([tmp_path], specs(), outside).read()
+    assert list(found.entries) == ["c"]
+    assert "no good" in found.broken["a"].problems[0].message
+    assert found.broken["b"].problems[0].suggestion == "did you mean chatml?"
+
+
+def test_weights_without_a_yaml_are_models_under_both_names(tmp_path: Path) -> None:
+    (tmp_path / "tiny.gguf.bin").write_bytes(GGUF)
+    (tmp_path / "UPPER.GGUF").write_bytes(GGUF)
+    (tmp_path / "notes.bin").write_bytes(b"no weights")
+    (tmp_path / "copying.gguf.part").write_bytes(GGUF)
+    found = registry(tmp_path).read()
+    assert list(found.entries) == ["UPPER", "tiny"]
+    entry = found.entries["tiny"]
+    assert (entry.backend, entry.config.weights, entry.aliases) == ("llama-cpp", "tiny.gguf.bin", ("tiny.gguf.bin",))
+    assert found.aliases["UPPER.GGUF"].name == "UPPER"
+
+
+def test_weights_that_a_yaml_names_are_no_models_of_their_own(tmp_path: Path) -> None:
+    for name in ("a.gguf", "b.gguf", "c.gguf", "d.gguf"):
+        (tmp_path / name).write_bytes(GGUF)
+    (tmp_path / "x.yaml").write_text("model: a.gguf\nmmproj: ./b.gguf\n")
+    (tmp_path / "y.yaml").write_text(f"parameters: {{model: {tmp_path}/c.gguf}}\n")
+    assert set(registry(tmp_path).read().entries) == {"x", "y", "d"}
+
+
+def test_weights_whose_short_name_is_taken_keep_the_long_one(tmp_path: Path) -> None:
+    write(tmp_path, a="aliases: [tiny]", b="")
+    for name in ("a.gguf", "tiny.gguf"):
+        (tmp_path / name).write_bytes(GGUF)
+    found = registry(tmp_path)
+    before = found.read()
+    assert set(before.entries) == {"a", "b", "a.gguf", "tiny.gguf"}
+    assert before.entries["a"].path.name == "a.yaml"
+    assert before.entries["tiny.gguf"].config.name == "tiny.gguf"
+    assert found.refresh().entries["tiny.gguf"] is before.entries["tiny.gguf"]
+
+
+def test_a_folder_of_weights_that_no_backend_loads_is_listed(tmp_path: Path) -> None:
+    folder = tmp_path / "hf-model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
+    found = registry(tmp_path).read()
+    assert "holds safetensors weights, which no backend here loads" in found.broken["hf-model"].problems[0].message
+
+
+def test_the_backend_appears_when_the_weights_do(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("model: later.bin\n")
+    found = registry(tmp_path)
+    assert found.read().entries["a"].backend is None
+    (tmp_path / "later.bin").write_bytes(GGUF)
+    assert found.refresh().entries["a"].backend == "llama-cpp"
+
+
+def test_folders_may_be_missing_go_and_come_back(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    found = registry(folder)
+    assert not found.read().entries
+    write(folder, a="")
+    assert set(found.refresh().entries) == {"a"}
+    (folder / "a.yaml").unlink()
+    folder.rmdir()
+    after = found.refresh()
+    assert not after.entries and not after.problems
+
+
+def test_a_file_in_the_folders_place_is_told(tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("")
+    (problem,) = registry(tmp_path / "models").read().problems
+    assert "the folder cannot be read: Not a directory" in str(problem)
+
+
+def test_a_dangling_link_is_a_broken_model(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").symlink_to(tmp_path / "nowhere.yaml")
+    assert "No such file" in str(registry(tmp_path).read().broken["a"].problems[0])
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_created_is_the_files_time(tmp_path: Path, name: str) -> None:
+    write(tmp_path, **{name: ""})
+    os.utime(tmp_path / f"{name}.yaml", (1_700_000_000, 1_700_000_000))
+    entry = registry(tmp_path).read().entries[name]
+    assert isinstance(entry, Entry)
+    assert (entry.created, entry.folder) == (1_700_000_000, tmp_path)

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+from llmgallery.backends.loader import specs
+from llmgallery.config.load import parse_model
+from llmgallery.config.merge import explain, merge_sampling, merge_stops
+from llmgallery.config.model import ModelConfig, Parameters
+from llmgallery.core.sampling import DEFAULTS, Sampling
+
+
+def test_each_layer_replaces_the_ones_below() -> None:
+    config = ModelConfig(parameters=Parameters(temperature=0.3, top_k=5, logit_bias={"7": -1.0}))
+    below = Sampling(temperature=0.9, top_p=0.5, repeat_penalty=1.1)
+    merged = merge_sampling(Sampling(top_k=9, seed=1), config, below)
+    assert (merged.temperature, merged.top_k, merged.top_p, merged.repeat_penalty) == (0.3, 9, 0.5, 1.1)
+    assert (merged.seed, merged.min_p, merged.logit_bias) == (1, DEFAULTS.min_p, {7: -1.0})
+
+
+def test_zero_and_false_are_asked_for() -> None:
+    config = ModelConfig(parameters=Parameters(temperature=0.7, ignore_eos=True))
+    merged = merge_sampling(Sampling(temperature=0.0, ignore_eos=False), config)
+    assert merged.temperature == 0
+    assert merged.ignore_eos is False
+
+
+def test_max_tokens_minus_one_means_until_the_context_is_full() -> None:
+    config = ModelConfig(parameters=Parameters(max_tokens=64))
+    assert merge_sampling(Sampling(), config).max_tokens == 64
+    assert merge_sampling(Sampling(max_tokens=-1), config).max_tokens is None
+    assert (
+        merge_sampling(Sampling(), ModelConfig(parameters=Parameters(max_tokens=-1)), Sampling(max_tokens=9)).max_tokens is None
+    )
+    assert merge_sampling(Sampling(), ModelConfig()).max_tokens is None
+
+
+def test_stops_are_united_each_once() -> None:
+    config = ModelConfig(stopwords=["b", "a"])
+    assert merge_stops(("a", "c"), config, ("</s>", "b")) == ("a", "c", "b", "</s>")
+    assert merge_stops((), ModelConfig()) == ()
+
+
+def test_explain_names_the_source_of_every_value() -> None:
+    path = Path("models/x.yaml")
+    text = b"backend: echo\ncontext_size: 512\nparameters:\n  temperature: 0.1\nstopwords: [x]\non_unsupported: {hints: warn}\n"
+    loaded = parse_model(text, path, specs())
+    assert loaded.config is not None
+    layers = [("preset chatml", Sampling(top_p=0.5, temperature=0.9)), ("backend echo", Sampling(top_p=0.6, top_k=3))]
+    rows = explain(loaded.config, path=path, places=loaded.places, below=layers, keep_alive=("15m", "setting keep_alive"))
+    found = {row.key: (row.value, row.source) for row in rows}
+    assert found["parameters.temperature"] == (0.1, "models/x.yaml:4")
+    assert found["context_size"] == (512, "models/x.yaml:2")
+    assert found["on_unsupported.hints"] == ("warn", "models/x.yaml:6")
+    assert found["parameters.top_p"] == (0.5, "preset chatml")
+    assert found["parameters.top_k"] == (3, "backend echo")
+    assert found["parameters.min_p"] == (0.05, "default")
+    assert found["keep_alive"] == ("15m", "setting keep_alive")
+    assert rows[0].key == "backend"
+
+
+def test_explain_without_a_yaml() -> None:
+    rows = explain(ModelConfig(name="tiny", backend="llama-cpp", parameters=Parameters(model="tiny.gguf")))
+    assert ("parameters.model", "tiny.gguf", "recognised") in rows

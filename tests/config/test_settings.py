@@ -1,0 +1,106 @@
+import math
+from pathlib import Path
+
+import pytest
+
+from llmgallery.config.settings import DEFAULTS, Settings, is_loopback, load_settings, setting_rows
+from llmgallery.core.errors import ConfigError
+
+
+def problems(*args: object) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(*args)  # type: ignore[arg-type]
+    return caught.value.hints
+
+
+def test_defaults() -> None:
+    assert load_settings() == DEFAULTS
+    assert (DEFAULTS.host, DEFAULTS.port, DEFAULTS.keep_alive) == ("127.0.0.1", 8080, 900.0)
+    assert (DEFAULTS.stream_hold, DEFAULTS.load_wait) == (2.0, 540.0)
+
+
+def test_later_layers_replace_earlier_ones(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("port: 1\nhost: a.example\nkeep_alive: 1h\nload_wait: 1m\nmodels_dir: gallery\n")
+    env = {"LLMGALLERY_PORT": "2", "LLMGALLERY_KEEP_ALIVE": "-1", "HOME": "/nowhere"}
+    found = load_settings({"port": 3, "host": None, "api_keys": ()}, env, file)
+    assert (found.port, found.host, found.keep_alive, found.load_wait) == (3, "a.example", math.inf, 60.0)
+    assert found.models_dir == tmp_path / "gallery"
+
+
+def test_lists_and_sizes_from_variables() -> None:
+    env = {"LLMGALLERY_API_KEY": "one", "LLMGALLERY_ALLOWED_HOSTS": "a.example, b.example", "LLMGALLERY_MEMORY_BUDGET": "8GiB"}
+    found = load_settings({}, env)
+    assert found.api_keys == ["one"]
+    assert found.allowed_hosts == ["a.example", "b.example"]
+    assert found.memory_budget == 8 << 30
+    assert load_settings({"api_keys": ("12345",)}).api_keys == ["12345"]
+
+
+def test_keys_of_a_file_join_the_others(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# ours\nsecret-1\n\nsecret-2\n")
+    assert load_settings({"api_key_file": keys, "api_keys": ["secret-0"]}).api_keys == ["secret-0", "secret-1", "secret-2"]
+    keys.write_text("\n")
+    assert "holds no key" in problems({"api_key_file": keys})[0]
+    assert "cannot be read" in problems({"api_key_file": tmp_path / "gone"})[0]
+
+
+def test_all_problems_of_all_layers_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("prot: 8080\nlog_level: loud\nport: many\nport: 2\n")
+    found = problems({"port": 99999}, {"LLMGALLERY_LOAD_WAIT": "soon", "LLMGALLERY_MODEL_DIR": "x"}, file)
+    texts = "\n".join(found)
+    assert len(found) == 7
+    assert f"{file}:1:1: prot: unknown key; did you mean port?" in texts
+    assert f"{file}:2:12: log_level: expected one of" in texts
+    assert f"{file}:4:1: port: the key is already in line 3" in texts
+    assert "--port: 99999 is out of range; expected a whole number from 0 to 65535" in texts
+    assert "LLMGALLERY_LOAD_WAIT: expected a duration" in texts
+    assert "LLMGALLERY_MODEL_DIR: no setting has this name; did you mean LLMGALLERY_MODELS_DIR?" in texts
+
+
+@pytest.mark.parametrize(("text", "line"), [("- port", 1), ("port: [", 2), ("\tport: 1", 1)])
+def test_a_settings_file_that_is_none(tmp_path: Path, text: str, line: int) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    assert problems({}, {}, file)[0].startswith(f"{file}:{line}:")
+    assert "cannot be read" in problems({}, {}, tmp_path / "gone.yaml")[0]
+
+
+def test_variables_that_kubernetes_makes_of_a_service_are_not_ours() -> None:
+    env = {
+        "LLMGALLERY_PORT": "tcp://10.0.0.7:8080",
+        "LLMGALLERY_PORT_8080_TCP_ADDR": "10.0.0.7",
+        "LLMGALLERY_SERVICE_HOST": "10.0.0.7",
+        "LLMGALLERY_SERVICE_PORT": "8080",
+    }
+    assert load_settings({}, env) == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"unknown_model": "default"}, "needs default_model"),
+        ({"api_keys": ["smörgås"]}, "printable ASCII"),
+        ({"allowed_origins": ["example.org"]}, "is no origin"),
+        ({"host": ""}, "must not be empty"),
+    ],
+)
+def test_what_must_hold_between_settings(flags: dict[str, object], message: str) -> None:
+    assert message in problems(flags)[0]
+
+
+def test_hosts_that_may_be_asked_for() -> None:
+    assert Settings().hosts() == {"localhost", "127.0.0.1", "::1"}
+    assert Settings(host="0.0.0.0", allowed_hosts=["GPU.lan", "[::1]"]).hosts() == {"localhost", "127.0.0.1", "::1", "gpu.lan"}
+    assert is_loopback("127.9.9.9") and is_loopback("[::1]") and is_loopback("LOCALHOST")
+    assert not is_loopback("0.0.0.0") and not is_loopback("example.org")
+
+
+def test_every_setting_has_a_row_for_the_docs() -> None:
+    rows = {row.name: row for row in setting_rows()}
+    assert list(rows) == list(Settings.__struct_fields__)
+    assert all(row.description for row in rows.values())
+    assert rows["keep_alive"][1:4] == ("--keep-alive", "LLMGALLERY_KEEP_ALIVE", "900s")
+    assert rows["api_keys"].flag == "--api-key"

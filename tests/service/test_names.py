@@ -1,0 +1,127 @@
+"""What names mean, over snapshots made of small folders."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmgallery.backends.loader import specs
+from llmgallery.catalog.index import Snapshot
+from llmgallery.catalog.registry import Registry
+from llmgallery.core.errors import InvalidField, ModelBroken, ModelNotFound
+from llmgallery.service.names import near_names, resolve
+
+GGUF = b"GGUF\x03\x00\x00\x00" + bytes(16)
+
+
+def snapshot(folder: Path, **files: str) -> Snapshot:
+    for stem, text in files.items():
+        (folder / f"{stem}.yaml").write_text(f"backend: echo\n{text}\n")
+    return Registry([folder], specs()).read()
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Snapshot:
+    (tmp_path / "Loose-Weights.gguf").write_bytes(GGUF)
+    return snapshot(
+        tmp_path,
+        alpha="",
+        beta="name: owner/repo:Q4@v1\naliases: [b, 'gpt-4*', default]",
+        gamma="aliases: ['gpt-*', 'gpt-4o-mini', Shout]",
+        delta="name: shout2\naliases: [SHOUT2x]",
+        broken="tempratur: 1",
+        off="disabled: true",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "means"),
+    [
+        ("alpha", "alpha"),
+        ("owner/repo:Q4@v1", "owner/repo:Q4@v1"),
+        ("b", "owner/repo:Q4@v1"),
+        ("gpt-4o-mini", "gamma"),
+        ("gpt-4o", "owner/repo:Q4@v1"),
+        ("gpt-5", "gamma"),
+        ("Loose-Weights", "Loose-Weights"),
+        ("Loose-Weights.gguf", "Loose-Weights"),
+        ("loose-weights", "Loose-Weights"),
+        ("ALPHA", "alpha"),
+        ("shout", "gamma"),
+        ("default", "owner/repo:Q4@v1"),
+    ],
+)
+def test_names(found: Snapshot, name: str, means: str) -> None:
+    assert resolve(name, found).name == means
+
+
+def test_unknown_names_bring_near_ones(found: Snapshot) -> None:
+    with pytest.raises(ModelNotFound, match=r"does not exist; did you mean 'alpha'.*alhpa\.yaml") as caught:
+        resolve("alhpa", found)
+    assert caught.value.hints == ("alpha",)
+    assert caught.value.field == "model"
+    with pytest.raises(ModelNotFound, match="GET /v1/models"):
+        resolve("zzzzzz", found)
+    with pytest.raises(ModelNotFound, match=r"acme__nothing\.yaml"):
+        resolve("acme/nothing", found)
+    assert near_names("weights", found)[0] == "Loose-Weights"
+
+
+def test_a_broken_model_says_what_is_wrong(found: Snapshot) -> None:
+    with pytest.raises(ModelBroken, match=r"broken\.yaml:2:1: tempratur: unknown key") as caught:
+        resolve("broken", found)
+    assert len(caught.value.hints) == 1
+
+
+def test_broken_and_disabled_names_do_not_fall_to_a_glob(tmp_path: Path) -> None:
+    names = snapshot(tmp_path, any="aliases: ['*']", bad="x: 1", off="disabled: true")
+    assert resolve("whatever", names).name == "any"
+    with pytest.raises(ModelBroken):
+        resolve("bad", names)
+    with pytest.raises(ModelNotFound, match="disabled"):
+        resolve("off", names)
+
+
+def test_letters_case_only_where_one_model_fits(tmp_path: Path) -> None:
+    names = snapshot(tmp_path, a="name: Twin", b="name: tWin")
+    assert resolve("tWin", names).name == "tWin"
+    with pytest.raises(ModelNotFound):
+        resolve("twin", names)
+
+
+@pytest.mark.parametrize("name", [None, "", "  "])
+def test_without_a_name(found: Snapshot, name: str | None) -> None:
+    assert resolve(name, found, token="alpha", default="gamma").name == "alpha"
+    assert resolve(name, found, token="sk-1234", default="gamma").name == "gamma"
+    assert resolve(name, found, token="gpt-9", default="gamma").name == "gamma"
+    assert resolve(name, found, default="gpt-4o").name == "owner/repo:Q4@v1"
+    with pytest.raises(InvalidField, match="must provide a model") as caught:
+        resolve(name, found)
+    assert caught.value.field == "model"
+    with pytest.raises(ModelNotFound, match="'gone'"):
+        resolve(name, found, default="gone")
+
+
+def test_the_only_model_needs_no_name(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match="no model here"):
+        resolve(None, snapshot(tmp_path))
+    assert resolve(None, snapshot(tmp_path, one="")).name == "one"
+
+
+def test_unknown_names_may_mean_the_default(found: Snapshot) -> None:
+    assert resolve("nonsense", found, default="alpha", unknown="default").name == "alpha"
+    assert resolve("gamma", found, default="alpha", unknown="default").name == "gamma"
+    with pytest.raises(ModelNotFound, match="'nonsense'"):
+        resolve("nonsense", found, default="gone", unknown="default")
+    with pytest.raises(ModelNotFound):
+        resolve("nonsense", found, unknown="default")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=600))
+def test_any_name_is_a_model_or_a_clear_error(name: str) -> None:
+    try:
+        resolve(name, Snapshot())
+    except ModelNotFound as error:
+        assert error.message

@@ -1,0 +1,213 @@
+"""From OpenAI's wire to core. Pure functions."""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+from llmgallery.api.dialects.openai import schema
+from llmgallery.core.errors import InvalidField
+from llmgallery.core.messages import Message, Part, RefusalPart, TextPart, ToolCall
+from llmgallery.core.requests import ChatRequest, CompletionRequest
+from llmgallery.core.sampling import Sampling
+from llmgallery.service.demands import Wish
+from llmgallery.service.gallery import Ask
+
+Prompt = str | tuple[int, ...]
+
+
+def chat_ask(body: schema.ChatBody, extra: dict[str, Any], token: str | None) -> Ask:
+    """Raises InvalidField for what the schema alone cannot refuse."""
+    _check_stream_options(body)
+    request = ChatRequest(
+        tuple(to_message(message, f"messages[{index}]") for index, message in enumerate(body.messages)),
+        _sampling(body, _max_tokens(body)),
+        _stops(body),
+        template_vars=body.chat_template_kwargs or {},
+        extra=extra,
+    )
+    wishes = (*_chat_demands(body), *_common_wishes(body, extra))
+    return Ask(body.model, (request,), body.n or 1, wishes, bool(body.stream), token)
+
+
+def completion_ask(body: schema.CompletionBody, extra: dict[str, Any], token: str | None) -> Ask:
+    """Raises InvalidField for what the schema alone cannot refuse."""
+    _check_stream_options(body)
+    copies = body.n or 1
+    if body.best_of is not None and body.best_of < copies:
+        raise InvalidField(f"best_of: must be at least n, which is {copies}", field="best_of")
+    sampling = _sampling(body, _positive(body.max_tokens, "max_tokens"))
+    requests = tuple(
+        CompletionRequest(prompt, sampling, _stops(body), echo=bool(body.echo), extra=extra)
+        for prompt in read_prompts(body.prompt)
+    )
+    wishes = (*_completion_demands(body, copies), *_common_wishes(body, extra))
+    return Ask(body.model, requests, copies, wishes, bool(body.stream), token)
+
+
+# --- messages ----------------------------------------------------------------------------------------------------------------
+
+
+def to_message(message: schema.Message, place: str) -> Message:
+    """`place` is the path that errors name."""
+    calls = _tool_calls(message, place)
+    if message.role == "tool" and message.tool_call_id is None:
+        raise InvalidField(f"{place}.tool_call_id is missing: it says which call this answers", field=f"{place}.tool_call_id")
+    parts = _parts(message, place)
+    if message.refusal:
+        parts = (*parts, RefusalPart(message.refusal))
+    if message.content is None and not calls and not message.refusal:
+        raise InvalidField(f"{place}.content is missing", field=f"{place}.content")
+    return Message(message.role, parts, message.name, calls, message.tool_call_id, message.reasoning_content)
+
+
+def _tool_calls(message: schema.Message, place: str) -> tuple[ToolCall, ...]:
+    calls = [ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or []]
+    if message.function_call is not None:
+        calls.append(ToolCall("", message.function_call.name, message.function_call.arguments))
+    if calls and message.role != "assistant":
+        field = f"{place}.tool_calls" if message.tool_calls else f"{place}.function_call"
+        raise InvalidField(f"{field}: only an assistant calls tools, not {message.role}", field=field)
+    return tuple(calls)
+
+
+def _parts(message: schema.Message, place: str) -> tuple[Part, ...]:
+    """The text; parts that are no text are wishes, and dropped when the model's YAML says so."""
+    if message.content is None:
+        return ()
+    if isinstance(message.content, str):
+        return (TextPart(message.content),)
+    parts: list[Part] = []
+    for index, part in enumerate(message.content):
+        if isinstance(part, schema.TextPart):
+            parts.append(TextPart(part.text))
+        elif isinstance(part, schema.RefusalPart):
+            _check_role(message, part, f"{place}.content[{index}]", "assistant")
+            parts.append(RefusalPart(part.refusal))
+        else:
+            _check_role(message, part, f"{place}.content[{index}]", "user")
+    return tuple(parts)
+
+
+def _check_role(message: schema.Message, part: schema.AnyPart, place: str, role: str) -> None:
+    if message.role != role:
+        tag = part.__struct_config__.tag
+        raise InvalidField(f"{place}: a part of type {tag} is for the role {role}, not {message.role}", field=f"{place}.type")
+
+
+# --- prompts -----------------------------------------------------------------------------------------------------------------
+
+
+def read_prompts(prompt: Any) -> list[Prompt]:
+    """A string, token ids, or a list of either: one prompt each."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not isinstance(prompt, list) or not prompt:
+        raise InvalidField("prompt: expected a string, token ids, or a list of either that is not empty", field="prompt")
+    if _is_tokens(prompt):
+        return [tuple(prompt)]
+    return [_one_prompt(item, f"prompt[{index}]") for index, item in enumerate(prompt)]
+
+
+def _one_prompt(item: Any, place: str) -> Prompt:
+    if isinstance(item, str):
+        return item
+    if isinstance(item, list) and item and _is_tokens(item):
+        return tuple(item)
+    raise InvalidField(f"{place}: expected a string, or a list of token ids that is not empty", field=place)
+
+
+def _is_tokens(items: list[Any]) -> TypeGuard[list[int]]:
+    return all(type(item) is int and 0 <= item < 2**31 for item in items)
+
+
+# --- parameters --------------------------------------------------------------------------------------------------------------
+
+
+def _sampling(body: schema.Generating, max_tokens: int | None) -> Sampling:
+    return Sampling(
+        temperature=body.temperature,
+        top_k=None if body.top_k is None else max(0, body.top_k),
+        top_p=body.top_p,
+        min_p=body.min_p,
+        typical_p=body.typical_p,
+        seed=body.seed,
+        max_tokens=max_tokens,
+        repeat_penalty=body.repeat_penalty,
+        repeat_last_n=body.repeat_last_n,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=body.logit_bias,
+        ignore_eos=body.ignore_eos,
+    )
+
+
+def _stops(body: schema.Generating) -> tuple[str, ...]:
+    return (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+
+
+def _max_tokens(body: schema.ChatBody) -> int | None:
+    old = _positive(body.max_tokens, "max_tokens")
+    new = _positive(body.max_completion_tokens, "max_completion_tokens")
+    if old is not None and new is not None and old != new:
+        raise InvalidField("max_tokens and max_completion_tokens mean the same; send one of them", field="max_tokens")
+    return old if new is None else new
+
+
+def _positive(value: int | None, field: str) -> int | None:
+    if value == 0:
+        raise InvalidField(f"{field}: expected at least 1, or -1 for no limit", field=field)
+    return value
+
+
+def _check_stream_options(body: schema.Generating) -> None:
+    if body.stream_options is not None and not body.stream:
+        raise InvalidField("stream_options is only for `stream: true`", field="stream_options")
+
+
+# --- what is asked beyond text -----------------------------------------------------------------------------------------------
+
+
+def _chat_demands(body: schema.ChatBody) -> list[Wish]:
+    asked = {
+        "tools": body.tools,
+        "tool_choice": body.tool_choice not in (None, "none"),
+        "functions": body.functions,
+        "function_call": body.function_call not in (None, "none"),
+        "response_format": body.response_format is not None and body.response_format.type != "text",
+        "logprobs": body.logprobs,
+        "top_logprobs": body.top_logprobs,
+        "modalities": body.modalities is not None and body.modalities != ["text"],
+        "audio": body.audio is not None,
+        "web_search_options": body.web_search_options is not None,
+    }
+    return [*(Wish(field, field) for field, wanted in asked.items() if wanted), *_media_demands(body.messages)]
+
+
+def _media_demands(messages: list[schema.Message]) -> list[Wish]:
+    kinds: dict[type[schema.AnyPart], str] = {
+        schema.ImagePart: "images",
+        schema.AudioPart: "audio input",
+        schema.FilePart: "files",
+    }
+    return [
+        Wish(kinds[type(part)], f"messages[{row}].content[{column}]")
+        for row, message in enumerate(messages)
+        if isinstance(message.content, list)
+        for column, part in enumerate(message.content)
+        if type(part) in kinds
+    ]
+
+
+def _completion_demands(body: schema.CompletionBody, copies: int) -> list[Wish]:
+    asked = {
+        "suffix": bool(body.suffix),
+        "best_of": body.best_of is not None and body.best_of > copies,
+        "logprobs": body.logprobs is not None,
+    }
+    return [Wish(field, field) for field, wanted in asked.items() if wanted]
+
+
+def _common_wishes(body: schema.Generating, extra: dict[str, Any]) -> list[Wish]:
+    hints = [name for name, value in {"user": body.user, **extra}.items() if value is not None]
+    several = [Wish("n", "n")] if (body.n or 1) > 1 else []
+    return [*several, *(Wish(name, name, hint=True) for name in hints)]

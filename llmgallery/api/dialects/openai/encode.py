@@ -1,0 +1,135 @@
+"""From core to OpenAI's wire: whole bodies, and the chunks of streams."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from llmgallery.api.errors import Failure, envelope
+from llmgallery.api.respond import describe
+from llmgallery.core.events import Done, Event, Progress, Usage
+from llmgallery.service.gallery import ModelInfo
+from llmgallery.service.generation import Choice, Generation
+
+OWNER = "llmgallery"
+
+
+class Head:
+    """What every body and chunk of one answer says alike."""
+
+    def __init__(self, generation: Generation, prefix: str, object: str) -> None:
+        self.fields: dict[str, Any] = {
+            "id": f"{prefix}-{secrets.token_hex(12)}",
+            "object": object,
+            "created": int(time.time()),
+            "model": generation.entry.name,
+            "system_fingerprint": generation.fingerprint,
+        }
+
+
+def chat_body(generation: Generation, choices: Sequence[Choice]) -> bytes:
+    """CreateChatCompletionResponse"""
+    return _body(
+        Head(generation, "chatcmpl", "chat.completion"),
+        generation,
+        [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "logprobs": None,
+                "finish_reason": choice.reason,
+            }
+            for index, choice in enumerate(choices)
+        ],
+    )
+
+
+def completion_body(generation: Generation, choices: Sequence[Choice]) -> bytes:
+    """CreateCompletionResponse"""
+    return _body(
+        Head(generation, "cmpl", "text_completion"),
+        generation,
+        [
+            {"index": index, "text": choice.text, "logprobs": None, "finish_reason": choice.reason}
+            for index, choice in enumerate(choices)
+        ],
+    )
+
+
+def _body(head: Head, generation: Generation, choices: list[dict[str, Any]]) -> bytes:
+    warned = {"warnings": generation.warnings} if generation.warnings else {}
+    return msgspec.json.encode({**head.fields, "choices": choices, "usage": usage_body(generation.usage), **warned})
+
+
+def usage_body(usage: Usage) -> dict[str, Any]:
+    """CompletionUsage"""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def model_body(info: ModelInfo) -> dict[str, Any]:
+    """Model; `aliases` and `description` are ours."""
+    body = {"id": info.name, "object": "model", "created": info.created, "owned_by": info.owned_by or OWNER}
+    if info.aliases:
+        body["aliases"] = info.aliases
+    return {**body, "description": info.description} if info.description else body
+
+
+class Chunks:
+    """respond.Encoder of server-sent events. `kind`: chat chunks are deltas with a role first, completion chunks are text."""
+
+    media_type = "text/event-stream; charset=utf-8"
+
+    def __init__(self, generation: Generation, kind: Literal["chat", "completion"], include_usage: bool) -> None:
+        prefix, object = ("chatcmpl", "chat.completion.chunk") if kind == "chat" else ("cmpl", "text_completion")
+        self._head = Head(generation, prefix, object).fields
+        self._kind = kind
+        self._include_usage = include_usage
+        self._answers = len(generation)
+        self._warnings = generation.warnings
+
+    def begin(self) -> bytes:
+        if self._kind == "completion":
+            return b""
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        return b"".join(self._chunk(index, {"delta": delta}) for index in range(self._answers))
+
+    def event(self, index: int, event: Event) -> bytes:
+        if isinstance(event, Done):
+            return self._chunk(index, {"delta": {}} if self._kind == "chat" else {"text": ""}, event.reason)
+        return self._chunk(index, {"delta": {"content": event.text}} if self._kind == "chat" else {"text": event.text})
+
+    def end(self, generation: Generation) -> bytes:
+        last = b""
+        if self._include_usage:
+            last = _data({**self._head, "choices": [], "usage": usage_body(generation.usage)})
+        return last + b"data: [DONE]\n\n"
+
+    def progress(self, progress: Progress) -> bytes:
+        return f": {describe(progress)}\n\n".encode()
+
+    def keep_alive(self) -> bytes:
+        return b": keep-alive\n\n"
+
+    def failure(self, failure: Failure) -> bytes:
+        return _data(envelope(failure))
+
+    def _chunk(self, index: int, content: dict[str, Any], reason: str | None = None) -> bytes:
+        body = {**self._head, "choices": [{"index": index, **content, "logprobs": None, "finish_reason": reason}]}
+        if self._include_usage:
+            body["usage"] = None
+        if self._warnings:
+            body["warnings"], self._warnings = self._warnings, ()
+        return _data(body)
+
+
+def _data(body: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(body) + b"\n\n"

@@ -1,0 +1,171 @@
+"""From exceptions to HTTP: the only place that knows which kind of error is which status."""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+from typing import Any
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException
+
+from llmgallery.core import errors as kinds
+from llmgallery.core.errors import GalleryError
+
+logger = logging.getLogger("llmgallery.api")
+
+JSON = "application/json"
+
+
+class BadBody(GalleryError):
+    """The body is not what the route reads."""
+
+
+class BodyTooLarge(GalleryError):
+    """The body is longer than the server takes."""
+
+
+class Unauthorized(GalleryError):
+    """No API key, or a wrong one."""
+
+
+class ForeignOrigin(GalleryError):
+    """A web page of another site asks."""
+
+
+class ForeignHost(GalleryError):
+    """The Host header names somebody else."""
+
+
+class NotReady(GalleryError):
+    """The models folder has not been read yet."""
+
+
+class ClientGone(Exception):
+    """The client left before the answer."""
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """How one kind of error is told. `retry` False: the same request would fail again; the official clients are told."""
+
+    status: int
+    code: str
+    type: str = "server_error"
+    retry: bool = True
+
+
+_CLIENT = "invalid_request_error"
+
+RULES: dict[type[Exception], Rule] = {
+    BadBody: Rule(400, "invalid_body", _CLIENT),
+    BodyTooLarge: Rule(413, "request_too_large", _CLIENT),
+    Unauthorized: Rule(401, "invalid_api_key", "authentication_error"),
+    ForeignOrigin: Rule(403, "foreign_origin", "permission_error"),
+    ForeignHost: Rule(421, "misdirected_request", _CLIENT),
+    NotReady: Rule(503, "not_ready"),
+    kinds.InvalidField: Rule(400, "invalid_value", _CLIENT),
+    kinds.UnsupportedField: Rule(400, "unsupported_parameter", _CLIENT),
+    kinds.ContextExceeded: Rule(400, "context_length_exceeded", _CLIENT),
+    kinds.TemplateError: Rule(400, "template_error", _CLIENT),
+    kinds.RequestError: Rule(400, "invalid_request", _CLIENT),
+    kinds.ModelNotFound: Rule(404, "model_not_found", _CLIENT),
+    # The request is right and the server is sound: a file of the operator's is not. 500 would say that it is our bug.
+    kinds.ModelBroken: Rule(503, "model_broken", retry=False),
+    kinds.ConfigError: Rule(503, "config_error", retry=False),
+    kinds.HubNotFound: Rule(404, "hub_not_found", _CLIENT),
+    kinds.HubGated: Rule(403, "hub_gated", "permission_error"),
+    kinds.HubOffline: Rule(503, "hub_offline", retry=False),
+    kinds.HubUnavailable: Rule(503, "hub_unavailable"),
+    kinds.HubCorrupt: Rule(502, "hub_corrupt"),
+    kinds.NoSpace: Rule(507, "no_space", retry=False),
+    kinds.HubError: Rule(502, "hub_error"),
+    kinds.BackendMissing: Rule(503, "backend_missing", retry=False),
+    kinds.BadWeights: Rule(503, "bad_weights", retry=False),
+    kinds.LoadError: Rule(503, "load_error", retry=False),
+    # Perhaps this very request ended the process: a client that repeats it by itself would end the next one, too.
+    kinds.WorkerDied: Rule(502, "worker_died", retry=False),
+    kinds.Overloaded: Rule(503, "overloaded"),
+    kinds.Cancelled: Rule(503, "cancelled"),
+}
+
+_INTERNAL = Rule(500, "internal_error")
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """An error as a client is told of it, in any dialect."""
+
+    status: int
+    type: str
+    code: str
+    message: str
+    param: str | None = None
+    hints: tuple[str, ...] = ()
+    headers: dict[str, str] = {}
+
+
+def to_failure(error: Exception) -> Failure:
+    """What to tell of `error`. Anything that nobody foresaw is logged under an id, and the client gets the id."""
+    for kind in type(error).__mro__:
+        if isinstance(error, GalleryError) and kind in RULES:
+            return _known(error, RULES[kind])
+    if isinstance(error, HTTPException) and error.status_code < 500:
+        return _routing(error)
+    id = secrets.token_hex(4)
+    logger.error("internal error %s", id, exc_info=error)
+    return Failure(500, _INTERNAL.type, _INTERNAL.code, f"an internal error; the server's log has it under {id}")
+
+
+def _known(error: GalleryError, rule: Rule) -> Failure:
+    headers = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    elif rule.status >= 500 and not rule.retry:
+        headers["x-should-retry"] = "false"
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    param = "model" if isinstance(error, kinds.ModelNotFound) else error.field
+    return Failure(rule.status, rule.type, rule.code, error.message, param, error.hints, headers)
+
+
+def _routing(error: HTTPException) -> Failure:
+    """Of the framework's own: unknown routes and wrong methods."""
+    status = error.status_code
+    headers = dict(error.headers or {})
+    code = _HTTP_CODES.get(status, "invalid_request")
+    return Failure(status, _CLIENT, code, _detail(error, headers), headers=headers)
+
+
+def _detail(error: HTTPException, headers: dict[str, str]) -> str:
+    if error.status_code == 405:
+        return f"this route does not take that method; it takes {headers.get('allow', 'others')}"
+    return error.detail
+
+
+def envelope(failure: Failure) -> dict[str, Any]:
+    """The body of an error for routes that belong to no other dialect: OpenAI's. `hints` (near names, problems, log lines)
+    is ours and only there when there are some."""
+    body: dict[str, Any] = {
+        "message": failure.message,
+        "type": failure.type,
+        "param": failure.param,
+        "code": failure.code,
+    }
+    return {"error": {**body, "hints": failure.hints} if failure.hints else body}
+
+
+def to_response(failure: Failure) -> Response[bytes]:
+    return Response(msgspec.json.encode(envelope(failure)), status_code=failure.status, headers=failure.headers, media_type=JSON)
+
+
+def handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Litestar's handler for every exception."""
+    if isinstance(error, ClientGone):
+        return Response(b"", status_code=499, media_type=JSON)
+    failure = to_failure(error)
+    if failure.status == 404 and isinstance(error, HTTPException):
+        known = "see GET /v1/models, POST /v1/chat/completions, POST /v1/completions"
+        failure = msgspec.structs.replace(failure, message=f"there is no {request.method} {request.url.path}; {known}")
+    return to_response(failure)

@@ -1,0 +1,43 @@
+"""What a request asks beyond plain text, and what a model's `on_unsupported` says to do when it cannot be had."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from llmgallery.config.model import Demand, OnUnsupported
+from llmgallery.core.errors import UnsupportedField
+
+SUPPORTED = frozenset({"n"})
+"""Features that every model has. The others come with their issues and with what a worker says in Ready."""
+
+
+class Wish(msgspec.Struct, frozen=True):
+    """A request's `field` asks for `feature`. A demand changes what the answer means; a hint does not."""
+
+    feature: str
+    field: str
+    hint: bool = False
+
+
+def settle(wishes: Sequence[Wish], policy: OnUnsupported, model: str) -> tuple[str, ...]:
+    """The warnings that the client is owed. Raises UnsupportedField for the first wish that must not be passed over."""
+    warnings = []
+    for wish in wishes:
+        if wish.feature in SUPPORTED:
+            continue
+        rule: Demand = policy.hints if wish.hint else policy.demands
+        if rule == "error":
+            raise UnsupportedField(_refusal(wish, model), field=wish.field)
+        if rule == "warn":
+            warnings.append(f"{wish.field} was ignored: model {model} does not support it")
+    return tuple(warnings)
+
+
+def _refusal(wish: Wish, model: str) -> str:
+    key = "hints" if wish.hint else "demands"
+    return (
+        f"{wish.field} is not supported by model {model}; leave it out, "
+        f"or set `on_unsupported: {{{key}: warn}}` in the model's YAML to have it ignored"
+    )

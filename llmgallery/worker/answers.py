@@ -51,9 +51,7 @@ class _Answer:
 class Answers:
     """Implements Emit. `step` runs in the engine's thread, `open` in the renderer's."""
 
-    def __init__(
-        self, send: Callable[[Report], None], cancel: Callable[[int], None], die: Callable[[ErrorInfo], None]
-    ) -> None:
+    def __init__(self, send: Callable[[Report], None], cancel: Callable[[int], None], die: Callable[[ErrorInfo], None]) -> None:
         self._send = send
         self._cancel = cancel
         self._die = die

@@ -1,0 +1,78 @@
+"""What all commands share: how a GalleryError becomes a message, and the options that choose settings and folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from llmgallery.config.settings import FLAGS, SettingRow, Settings, load_settings, setting_rows
+from llmgallery.core.errors import ConfigError, GalleryError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Failure(click.ClickException):
+    """A GalleryError on its way to stderr: its message, then those hints that the message does not hold already."""
+
+    def __init__(self, error: GalleryError) -> None:
+        hints = [f"  {hint}" for hint in error.hints if hint not in error.message]
+        super().__init__("\n".join([error.message, *hints]))
+
+
+class Group(click.Group):
+    """Commands may raise GalleryError: it ends the program with exit code 1, and without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GalleryError as exc:
+            raise Failure(exc) from exc
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which they were added, not by name."""
+        return list(self.commands)
+
+
+def config_option(command: F) -> F:
+    """--config FILE."""
+    return click.option(
+        "--config",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        envvar="LLMGALLERY_CONFIG",
+        show_envvar=True,
+        help="settings file (YAML)",
+    )(command)
+
+
+def setting_option(row: SettingRow) -> Callable[[F], F]:
+    """The flag of a setting. Its value is read where the file's and the environment's are, and as strictly."""
+    default = f"; default {row.default}" if row.default else ""
+    return click.option(row.flag, row.name, multiple=row.name in FLAGS, metavar="TEXT", help=row.description + default)
+
+
+def models_dir_option(command: F) -> F:
+    """--config and --models-dir, for every command that reads the folder."""
+    row = next(row for row in setting_rows() if row.name == "models_dir")
+    return config_option(setting_option(row)(command))
+
+
+def all_setting_options(command: F) -> F:
+    """--config and a flag for each setting."""
+    for row in reversed(setting_rows()):
+        command = setting_option(row)(command)
+    return config_option(command)
+
+
+def settings_of(config: Path | None, **flags: object) -> Settings:
+    """Settings from defaults, file, environment and those flags that were given. Raises ConfigError, or UsageError when
+    only flags are wrong."""
+    try:
+        return load_settings(flags, os.environ, config)
+    except ConfigError as exc:
+        if exc.hints and all(hint.startswith("--") for hint in exc.hints):
+            raise click.UsageError("\n".join(exc.hints)) from exc
+        raise

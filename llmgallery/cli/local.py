@@ -1,0 +1,64 @@
+"""A chat without a server: the same stack, in this process, for as long as the command runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from llmgallery.cli.stack import Stack, build
+from llmgallery.config.settings import Settings
+from llmgallery.core.events import Done, Progress, TextDelta
+from llmgallery.core.requests import ChatRequest
+from llmgallery.service.gallery import Ask
+from llmgallery.service.generation import Generation
+
+
+class Local:
+    """Used as `async with`: ends its workers when it is left."""
+
+    def __init__(self, stack: Stack, default: str | None) -> None:
+        self._stack = stack
+        self.default = default
+
+    @classmethod
+    async def build(cls, settings: Settings, path: Path | None) -> Local:
+        """`path`: the model to answer, which `default` then names. Raises ConfigError."""
+        stack = build(settings, path)
+        return cls(stack, stack.settings.default_model if path is not None else None)
+
+    async def __aenter__(self) -> Local:
+        await self._stack.gallery.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stack.close()
+
+    async def ask(self, model: str, request: ChatRequest) -> AsyncIterator[Progress | TextDelta | Done]:
+        """As Remote.ask."""
+        generation = await self._stack.gallery.generate(Ask(model, (request,), stream=True))
+        async with generation:
+            async for progress in _progress(generation):
+                yield progress
+            await generation.accepted()
+            async for _, event in generation:
+                yield event
+
+
+async def _progress(generation: Generation) -> AsyncIterator[Progress]:
+    """Until the worker has taken the request, or has failed to."""
+    accepted = asyncio.ensure_future(generation.accepted())
+    try:
+        while not accepted.done():
+            if (progress := generation.progress) is not None:
+                yield progress
+            changed = asyncio.ensure_future(generation.changed())
+            try:
+                await asyncio.wait({accepted, changed}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                changed.cancel()
+    finally:
+        accepted.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):  # `accepted` raises it for the caller
+            await accepted

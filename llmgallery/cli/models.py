@@ -1,0 +1,123 @@
+"""The commands that tell: list, show, check, schema, version. What they need is imported when they run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from llmgallery import __version__
+from llmgallery.cli.group import models_dir_option, settings_of
+
+if TYPE_CHECKING:
+    from llmgallery.config.problems import Problem
+
+
+@click.command("list")
+@models_dir_option
+def list_models(config: Path | None, models_dir: str | None) -> None:
+    """List models: installed, loaded, broken.
+
+    What is loaded is known to the server at LLMGALLERY_URL.
+    """
+    print_list(config, models_dir)
+
+
+@click.command()
+@models_dir_option
+def models(config: Path | None, models_dir: str | None) -> None:
+    """GatoGPT's name for list."""
+    print_list(config, models_dir)
+
+
+def print_list(config: Path | None, models_dir: str | None) -> None:
+    """Used under two names."""
+    from llmgallery.cli import listing
+
+    rows = listing.rows(settings_of(config, models_dir=models_dir))
+    print_rows(("NAME", "STATE", "BACKEND", "WEIGHTS"), rows)
+
+
+@click.command()
+@click.argument("name")
+@models_dir_option
+def show(name: str, config: Path | None, models_dir: str | None) -> None:
+    """Print every effective value of a model and where it came from."""
+    from llmgallery.cli.explain import effective
+
+    rows = effective(settings_of(config, models_dir=models_dir), name)
+    print_rows(("KEY", "VALUE", "FROM"), rows)
+
+
+@click.command()
+@click.argument("path", required=False, type=click.Path(exists=True, path_type=Path))
+@models_dir_option
+def check(path: Path | None, config: Path | None, models_dir: str | None) -> None:
+    """Validate a folder of model files, or one file.
+
+    Prints every problem as file:line:column. Exit code 1 when there is one; warnings do not count.
+    """
+    from llmgallery.cli import listing
+
+    checked = listing.checked(settings_of(config, models_dir=models_dir), path)
+    _print_problems(checked.warnings, " (warning)")
+    _print_problems(checked.problems, "")
+    models = "1 model file" if checked.files == 1 else f"{checked.files} model files"
+    count = len(checked.problems)
+    found = "no problem" if count == 0 else "1 problem" if count == 1 else f"{count} problems"
+    click.echo(f"{checked.where}: {models}, {found}", err=True)
+    if checked.problems:
+        sys.exit(1)
+
+
+def _print_problems(problems: Iterable[Problem], note: str) -> None:
+    for problem in problems:
+        click.echo(f"{problem}{note}")
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON schema of a model file, for editors."""
+    from llmgallery.backends.loader import specs
+    from llmgallery.config.jsonschema import model_schema
+
+    click.echo(json.dumps(model_schema(specs()), indent=2, ensure_ascii=False))
+
+
+@click.command()
+def version() -> None:
+    """Print the versions of llmgallery, Python and the backends' libraries."""
+    import platform
+    from importlib.metadata import packages_distributions
+    from importlib.metadata import version as installed
+
+    from llmgallery.backends.loader import specs
+
+    click.echo(f"llmgallery {__version__}")
+    click.echo(f"Python {platform.python_version()}")
+    distributions = packages_distributions()
+    for spec in specs().values():
+        for module in spec.requires:
+            found = distributions.get(module)
+            state = f"{found[0]} {installed(found[0])}" if found else f"{module} is not installed"
+            click.echo(f"{state} (backend {spec.name})")
+
+
+def print_rows(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    """A table for people; for programs one line a row, tabs between the cells, and JSON strings for cells of several lines."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            click.echo("\t".join(cell if cell.isprintable() else json.dumps(cell, ensure_ascii=False) for cell in row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*headings, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)

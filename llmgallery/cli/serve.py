@@ -1,0 +1,145 @@
+"""`llmgallery serve`: the stack behind HTTP, until a signal ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import shlex
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+from litestar import Litestar
+
+from llmgallery import __version__
+from llmgallery.api.app import create_app
+from llmgallery.cli import stack as wiring
+from llmgallery.cli.stack import Stack
+from llmgallery.config.settings import Settings
+from llmgallery.core.errors import ConfigError, GalleryError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+QUESTION = "What is llmgallery?"
+
+
+def serve(settings: Settings, path: Path | None) -> None:
+    """Blocks until SIGINT or SIGTERM, then drains. Raises ConfigError."""
+    logging.basicConfig(level=settings.log_level.upper(), stream=sys.stderr, format=LOG_FORMAT)
+    _make_default_folder(settings)
+    listener = bind(settings.host, settings.port)
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_serve(settings, path, listener))
+
+
+async def _serve(settings: Settings, path: Path | None, listener: socket.socket) -> None:
+    stack = wiring.build(settings, path)
+    try:
+        app = create_app(stack.gallery, stack.settings, watcher=stack.follow)
+        await Server(app, stack).serve(sockets=[listener])
+    finally:
+        await stack.close()
+
+
+class Server(uvicorn.Server):
+    """Uvicorn, with our banner and our signals: its own handling would end the process before the workers are stopped."""
+
+    def __init__(self, app: Litestar, stack: Stack) -> None:
+        settings = stack.settings
+        drain = int(min(settings.drain, 24 * 3600))
+        super().__init__(
+            uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=drain, server_header=False)
+        )
+        self._stack = stack
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if sockets:
+            await self._tell(sockets[0].getsockname()[1])
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self._leave)
+        try:
+            yield
+        finally:
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+
+    def _leave(self) -> None:
+        """The first signal drains, the second one does not wait."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def _tell(self, port: int) -> None:
+        snapshot = await self._stack.gallery.snapshot()
+        wiring.report_problems(snapshot)
+        settings = self._stack.settings
+        count = len(snapshot.entries)
+        url = url_of(settings.host, port)
+        where = wiring.models_dir(settings)
+        print(f"llmgallery {__version__} serves {count} model{'' if count == 1 else 's'} at {url} (models folder: {where})")
+        model = await self._model()
+        if model is not None:
+            print(f"Try it:\n\n{curl(settings, port, model)}\n")
+        sys.stdout.flush()
+
+    async def _model(self) -> str | None:
+        """A name for the example: what a request without a name gets, else any."""
+        gallery = self._stack.gallery
+        for name in (None, "default"):
+            with contextlib.suppress(GalleryError):
+                return (await gallery.entry(name)).name
+        return next((entry.name for entry in await gallery.models()), None)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ConfigError."""
+    name = host.strip("[]")
+    try:
+        family, *_, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(2048)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason}; choose another with --port or --host") from exc
+    listener.set_inheritable(False)
+    return listener
+
+
+def url_of(host: str, port: int) -> str:
+    """Where a client of this machine finds the server."""
+    name = host.strip("[]")
+    if name in ("", "0.0.0.0", "::"):
+        name = "127.0.0.1"
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
+def curl(settings: Settings, port: int, model: str) -> str:
+    """A command that asks the server one question; ready to be pasted."""
+    body = {"model": model, "stream": True, "messages": [{"role": "user", "content": QUESTION}]}
+    lines = [f"curl -N {url_of(settings.host, port)}/v1/chat/completions", "-H 'Content-Type: application/json'"]
+    if settings.api_keys:
+        lines.append('-H "Authorization: Bearer $LLMGALLERY_API_KEY"')
+    lines.append(f"-d {shlex.quote(json.dumps(body, ensure_ascii=False))}")
+    return " \\\n  ".join(lines)
+
+
+def _make_default_folder(settings: Settings) -> None:
+    """The folder that nobody named is made, so that there is a place to drop files into; where it cannot be, nothing is lost."""
+    if settings.models_dir is None:
+        with contextlib.suppress(OSError):
+            wiring.models_dir(settings).mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,135 @@
+"""The whole server below HTTP, wired together in one place: settings, folder, downloads, workers, gallery."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from llmgallery import paths
+from llmgallery.backends.loader import specs
+from llmgallery.catalog.hub import Hub
+from llmgallery.catalog.hub_settings import HubSettings
+from llmgallery.catalog.registry import YAML_SUFFIXES, Registry, Snapshot, weights_name
+from llmgallery.catalog.watcher import watch
+from llmgallery.catalog.weights import recognise
+from llmgallery.config.load import Outside, load_model
+from llmgallery.config.problems import as_error
+from llmgallery.config.settings import Settings
+from llmgallery.core.errors import ConfigError
+from llmgallery.runtime.files import WeightFiles
+from llmgallery.runtime.manager import Manager
+from llmgallery.service.gallery import Gallery
+from llmgallery.templates import jinja, presets
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Stack:
+    """Made by `build`, inside the event loop that runs it. Who serves HTTP hands `gallery` and `follow` to create_app, which
+    starts and stops them; who does not calls `gallery.start`. `close` ends everything that still runs."""
+
+    settings: Settings
+    registry: Registry
+    hub: Hub
+    gallery: Gallery
+    scratch: Scratch | None = None
+
+    async def follow(self, stop: asyncio.Event) -> None:
+        """Tells the gallery what changes in the folder, until `stop` is set."""
+        if self.settings.watch != "off":
+            await watch(self.registry, self._changed, stop, mode=self.settings.watch)
+
+    async def close(self) -> None:
+        """Ends workers and downloads."""
+        await self.gallery.stop()
+        await self.hub.aclose()
+        if self.scratch is not None:
+            self.scratch.cleanup()
+
+    def _changed(self, snapshot: Snapshot) -> None:
+        log.info("the models folder changed: %d models, %d broken", len(snapshot.entries), len(snapshot.broken))
+        report_problems(snapshot)
+        self.gallery.folder_changed(snapshot)
+
+
+class Scratch(tempfile.TemporaryDirectory[str]):
+    """A folder with one YAML, for weights that lie outside every models folder."""
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__(prefix="llmgallery-")
+        self.path = Path(self.name)
+        self.model = weights_name(weights)
+        body = {"name": self.model, "parameters": {"model": str(weights.absolute())}}
+        (self.path / "model.yaml").write_text(json.dumps(body), encoding="utf-8")
+
+
+def build(settings: Settings, path: Path | None = None) -> Stack:
+    """`path`: weights, or a model's YAML with its folder, served beside the folder and as the default. Raises ConfigError."""
+    scratch, first = None, []
+    if path is not None:
+        if not path.exists():
+            raise ConfigError(f"{path}: no such file")
+        if path.suffix.lower() in YAML_SUFFIXES:
+            first, name = [path.absolute().parent], _name_in(path)
+        else:
+            scratch = Scratch(path)
+            first, name = [scratch.path], scratch.model
+        settings = msgspec.structs.replace(settings, default_model=name)
+    hub_settings = HubSettings.from_env(os.environ)
+    if settings.hub_token is not None:
+        hub_settings = msgspec.structs.replace(hub_settings, token=settings.hub_token)
+    hub = Hub(hub_settings)
+    manager = Manager(
+        WeightFiles(hub),
+        memory_budget=settings.memory_budget,
+        queue_wait=settings.max_queue_wait,
+        keep_alive=settings.keep_alive,
+    )
+    registry = folder_registry(settings, first)
+    return Stack(settings, registry, hub, Gallery(settings, registry, manager), scratch)
+
+
+def models_dir(settings: Settings) -> Path:
+    """The user's folder."""
+    return settings.models_dir or paths.default_models_dir()
+
+
+def folder_registry(settings: Settings, first: Sequence[Path] = ()) -> Registry:
+    """Unread: `first`, the user's folder, then what ships with us. Raises ConfigError for a folder that was named in vain."""
+    chosen = models_dir(settings)
+    if settings.models_dir is not None and not chosen.is_dir():
+        raise ConfigError(f"there is no models folder {chosen}: create it, or name another with --models-dir")
+    return Registry([*first, chosen, paths.builtin("models")], specs(), outside())
+
+
+def outside() -> Outside:
+    """What reading a model file needs beside the file: templates' syntax, presets' names, the formats of weights."""
+    return Outside(template=jinja.check, presets=presets.names(), recognise=recognise)
+
+
+def report_problems(snapshot: Snapshot) -> None:
+    """Warnings about each file that cannot be served, with everything that is wrong in it, and about the others."""
+    for problem in snapshot.problems:
+        log.warning("%s", problem)
+    for broken in snapshot.broken.values():
+        log.warning("not served: %s", "\n  ".join(str(problem) for problem in broken.problems))
+    for entry in snapshot.entries.values():
+        for problem in snapshot.warnings(entry):
+            log.warning("%s", problem)
+
+
+def _name_in(path: Path) -> str:
+    """The name that a model file gives itself. Raises ConfigError when it is broken."""
+    model = load_model(path, specs(), outside())
+    if model.problems:
+        raise as_error(model.problems, str(path))
+    return model.name

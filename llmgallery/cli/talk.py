@@ -1,0 +1,105 @@
+"""Asking and chatting in the terminal: the answer to stdout as it comes, everything else to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from llmgallery.cli.display import Display
+from llmgallery.cli.portal import Portal
+from llmgallery.core.errors import GalleryError
+from llmgallery.core.events import Done, Progress, TextDelta, Usage
+from llmgallery.core.messages import Message, say
+from llmgallery.core.requests import ChatRequest
+from llmgallery.core.sampling import Sampling
+
+HELP = "/clear forgets the conversation, /bye or Ctrl-D ends it, Ctrl-C stops an answer"
+
+
+class Source(Protocol):
+    """Who answers: a server, or the stack in this process."""
+
+    def ask(self, model: str, request: ChatRequest) -> AsyncIterator[Progress | TextDelta | Done]: ...
+
+
+@dataclass
+class Talk:
+    """One conversation with one model; `history` grows with `ask`."""
+
+    portal: Portal
+    source: Source
+    model: str
+    sampling: Sampling = field(default_factory=Sampling)
+    verbose: bool = False
+    history: list[Message] = field(default_factory=list)
+
+    def ask(self, prompt: str) -> str:
+        """The answer, which also went to stdout. Raises GalleryError."""
+        request = ChatRequest((*self.history, say("user", prompt)), self.sampling)
+        started, first, text, done = time.monotonic(), None, [], Done("stop")
+        with Display(self.model) as display, contextlib.closing(self.portal.each(self.source.ask(self.model, request))) as events:
+            for event in events:
+                match event:
+                    case Progress():
+                        display.show(event)
+                    case TextDelta(piece):
+                        display.show(None)
+                        first = first or time.monotonic()
+                        text.append(piece)
+                        print(piece, end="", flush=True)
+                    case Done():
+                        done = event
+        answer = "".join(text)
+        if not answer.endswith("\n"):
+            print(flush=True)
+        if self.verbose:
+            print(statistics(done.usage, started, first, time.monotonic()), file=sys.stderr, flush=True)
+        if done.reason == "length":
+            print("(the answer was cut: max_tokens or the context's end)", file=sys.stderr, flush=True)
+        self.history += [say("user", prompt), say("assistant", answer)]
+        return answer
+
+    def chat(self, read: Callable[[str], str] = input) -> None:
+        """Prompts from the keyboard until it ends. An error or Ctrl-C costs one answer, not the conversation."""
+        print(f"{self.model}: {HELP}", file=sys.stderr)
+        start = list(self.history)
+        with contextlib.suppress(EOFError):
+            while True:
+                prompt = read(">>> ").strip()
+                if prompt == "/bye":
+                    return
+                if prompt == "/clear":
+                    self.history = list(start)
+                elif prompt in ("/help", "/?"):
+                    print(HELP, file=sys.stderr)
+                elif prompt:
+                    self._answer(prompt)
+
+    def _answer(self, prompt: str) -> None:
+        try:
+            self.ask(prompt)
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+        except GalleryError as exc:
+            print(f"Error: {exc.message}", file=sys.stderr)
+
+
+def statistics(usage: Usage, started: float, first: float | None, ended: float) -> str:
+    """One line: time to first token, tokens, tokens per second (of the answer, from its first token on)."""
+    counts = f"{usage.prompt_tokens} prompt tokens, {usage.completion_tokens} tokens"
+    if first is None:
+        return f"no token in {ended - started:.2f} s, {counts}"
+    after = usage.completion_tokens - 1
+    speed = f", {after / (ended - first):.1f} tokens/s" if after > 0 and ended > first else ""
+    return f"first token after {first - started:.2f} s, {counts}{speed}"
+
+
+def sampling(**asked: float | int | None) -> Sampling:
+    """A Sampling of those values that were given."""
+    return msgspec.convert({name: value for name, value in asked.items() if value is not None}, Sampling)

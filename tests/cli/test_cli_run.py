@@ -1,0 +1,182 @@
+"""`llmgallery run`: one question, a chat, with and without a server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from terminal import Terminal, llmgallery, serving
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A models folder with an echo model."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "parrot.yaml").write_text("backend: echo\n")
+    return folder
+
+
+def test_the_answer_is_all_of_stdout(folder):
+    result = llmgallery("run", "parrot", "Polly wants a cracker", cwd=folder.parent)
+    assert (result.returncode, result.stdout) == (0, "Polly wants a cracker\n")
+    assert result.stderr == "loading parrot\n"
+
+
+def test_a_piped_prompt_is_read_from_stdin(folder):
+    result = llmgallery("run", "parrot", cwd=folder.parent, input="line one\nline two\n")
+    assert result.stdout == "line one\nline two\n"
+
+
+def test_generate_is_run(folder):
+    result = llmgallery("generate", "--model", "parrot", "--prompt", "Hello", cwd=folder.parent)
+    assert (result.returncode, result.stdout) == (0, "Hello\n")
+
+
+def test_verbose_tells_times_and_tokens_on_stderr(folder):
+    result = llmgallery("run", "--verbose", "parrot", "one two three", cwd=folder.parent)
+    assert result.stdout == "one two three\n"
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("first token after ")
+    assert " prompt tokens, " in line and line.endswith(" tokens/s")
+
+
+def test_max_tokens_cuts_and_says_so(folder):
+    result = llmgallery("run", "--max-tokens", "3", "parrot", "one two three four five six", cwd=folder.parent)
+    assert "one two three four five six".startswith(result.stdout.strip()) and len(result.stdout) < 20
+    assert "the answer was cut" in result.stderr
+
+
+def test_an_unknown_model_is_one_message_with_near_names(folder):
+    result = llmgallery("run", "parot", "Hi", cwd=folder.parent)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert "parot" in result.stderr and "parrot" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_broken_model_tells_its_problems(folder):
+    (folder / "bad.yaml").write_text("backend: echo\nparameters:\n  temprature: 1\n")
+    result = llmgallery("run", "bad", "Hi", cwd=folder.parent)
+    assert result.returncode == 1
+    assert "bad.yaml:3:3" in result.stderr and "temperature" in result.stderr
+
+
+def test_a_model_that_does_not_load_is_one_message(folder):
+    (folder / "sick.yaml").write_text("backend: echo\noptions: {fail_load: it has a cold}\n")
+    result = llmgallery("run", "sick", "Hi", cwd=folder.parent)
+    assert result.returncode == 1
+    assert "it has a cold" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["parrot", ""], "the prompt is empty"),
+        (["parrot"], "the prompt is empty"),
+        (["-t", "hot", "parrot", "Hi"], "hot"),
+        (["--nonsense", "parrot"], "--nonsense"),
+        ([], "MODEL"),
+    ],
+)
+def test_wrong_usage_ends_with_2(folder, arguments, message):
+    result = llmgallery("run", *arguments, cwd=folder.parent)
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
+def test_a_model_file_by_path(folder, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine.yaml").write_text("name: my-own\nbackend: echo\noptions: {reply: found}\n")
+    result = llmgallery("run", elsewhere / "mine.yaml", "Hi", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (0, "found\n")
+
+
+def test_a_broken_model_file_by_path(tmp_path):
+    (tmp_path / "mine.yaml").write_text("backend: eco\n")
+    result = llmgallery("run", "./mine.yaml", "Hi", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "mine.yaml:1:10" in result.stderr and "echo" in result.stderr
+
+
+def test_the_server_answers_when_there_is_one(folder, tmp_path):
+    (folder / "shared.yaml").write_text("backend: echo\noptions: {reply: from the server}\n")
+    local = tmp_path / "local"
+    local.mkdir()
+    with serving(folder) as server:
+        for url in (server.url, f"{server.url}/v1/"):
+            result = llmgallery("run", "shared", "Hi", cwd=local, LLMGALLERY_URL=url)
+            assert (result.returncode, result.stdout) == (0, "from the server\n")
+        missing = llmgallery("run", "share", "Hi", cwd=local, LLMGALLERY_URL=server.url)
+        assert missing.returncode == 1 and "shared" in missing.stderr
+        loading = llmgallery("run", "--verbose", "shared", "Hi", cwd=local, LLMGALLERY_URL=server.url)
+        assert " prompt tokens, " in loading.stderr
+
+
+@pytest.mark.parametrize("kind", ["dumb", "xterm-256color"])
+def test_progress_of_a_server_is_shown(folder, tmp_path, kind):
+    gate = tmp_path / "gate"
+    (folder / "slow.yaml").write_text(f"backend: echo\noptions: {{reply: at last, load_gate: {gate}}}\n")
+    with serving(folder, "--stream-hold", "0") as server:
+        terminal = Terminal("run", "slow", "Hi", cwd=tmp_path, LLMGALLERY_URL=server.url, TERM=kind)
+        terminal.until("loading slow")
+        gate.touch()
+        terminal.until("at last\n")
+        assert terminal.close() == 0
+
+
+def test_without_an_answer_from_the_url_this_process_answers(folder):
+    result = llmgallery("run", "parrot", "Hi", cwd=folder.parent, LLMGALLERY_URL="http://127.0.0.1:9")
+    assert (result.returncode, result.stdout) == (0, "Hi\n")
+    assert "no server answers at http://127.0.0.1:9" in result.stderr
+
+
+def test_a_server_that_dies_in_an_answer_is_an_error(folder, tmp_path):
+    gate = tmp_path / "gate"
+    (folder / "stuck.yaml").write_text(f"backend: echo\noptions: {{gate: {gate}, gate_after: 2}}\n")
+    with serving(folder) as server:
+        terminal = Terminal("run", "stuck", "one two three four", cwd=tmp_path, LLMGALLERY_URL=server.url)
+        terminal.until("on")
+        server.process.kill()
+        terminal.until("Error: ")
+        assert terminal.close() == 1
+
+
+def test_a_chat_at_the_terminal(folder):
+    terminal = Terminal("run", "parrot", cwd=folder.parent)
+    terminal.until(">>> ")
+    terminal.type("how are you\n")
+    assert terminal.until(">>> ").endswith("how are you\n")
+    terminal.type("/bye\n")
+    assert terminal.close() == 0
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_chat(folder, tmp_path):
+    gate = tmp_path / "gate"
+    (folder / "stuck.yaml").write_text(f"backend: echo\noptions: {{gate: {gate}, gate_after: 2}}\n")
+    terminal = Terminal("run", "stuck", cwd=tmp_path)
+    terminal.until(">>> ")
+    terminal.type("alpha beta gamma delta\n")
+    terminal.until("gamma delta\n")
+    terminal.until("al")
+    terminal.type("\x03")
+    terminal.until(">>> ")
+    gate.touch()
+    terminal.type("still there?\n")
+    terminal.until("still there?\n")
+    terminal.until("still there?\n")
+    terminal.until(">>> ")
+    terminal.type("\x04")
+    assert terminal.close() == 0
+
+
+def test_help_is_quick_and_imports_nothing_heavy(tmp_path):
+    result = llmgallery("--help", cwd=tmp_path)
+    assert result.returncode == 0
+    check = (
+        "import sys, llmgallery.cli; print([name for name in ('litestar', 'httpx', 'rich', 'asyncio') if name in sys.modules])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"

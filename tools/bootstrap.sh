@@ -1,0 +1,78 @@
+#!/bin/sh
+# What `make` needs before Python can do the rest:
+#   bootstrap.sh venv DIR          make a virtual environment with $PYTHON, or the first Python that is new enough
+#   bootstrap.sh install DIR SET   install the checkout into it, editable; SET is run, test or dev
+# Everything it says goes to stderr: stdout belongs to the answer of `make run ASK=...`.
+set -eu
+
+say() { echo "llmgallery: $*" >&2; }
+die() { say "$@"; exit 1; }
+
+# Prints "ok VERSION", "old VERSION" or "novenv VERSION"; runs in Python 2 as well.
+probe='
+import sys
+version = "%d.%d.%d" % sys.version_info[:3]
+if sys.version_info < (3, 11):
+    print("old " + version)
+else:
+    try:
+        import ensurepip, venv
+        print("ok " + version)
+    except ImportError:
+        print("novenv " + version)
+'
+
+# explain COMMAND RESULT: the one line about a Python that will not do.
+explain() {
+    case "$2" in
+        old*) echo "$1 is Python ${2#* }; llmgallery needs 3.11 or newer" ;;
+        novenv*) version=${2#* }
+            echo "$1 is Python $version without venv; on Debian and Ubuntu: apt install python${version%.*}-venv" ;;
+        *) echo "$1 does not start" ;;
+    esac
+}
+
+# Sets $python, or says in one line why there is none.
+find_python() {
+    first=
+    if [ -n "${PYTHON:-}" ]; then set -- "$PYTHON"; else set -- python3 python3.13 python3.12 python3.11 python3.14; fi
+    for python; do
+        command -v "$python" >/dev/null 2>&1 || continue
+        result=$("$python" -c "$probe" 2>/dev/null) || result=
+        case "$result" in ok*) return 0 ;; esac
+        [ -n "$first" ] || first=$(explain "$python" "$result")
+    done
+    [ -n "$first" ] || first="no ${PYTHON:-python3} on the PATH; llmgallery needs Python 3.11 or newer"
+    die "$first (or name another one: make PYTHON=/path/to/python3.12 ...)"
+}
+
+make_venv() {
+    find_python
+    say "making $1 with $python (${result#* })"
+    # An environment whose Python is gone is made anew; a folder that is none is left as it is.
+    if [ -f "$1/pyvenv.cfg" ]; then clear=--clear; else clear=; fi
+    "$python" -m venv $clear "$1"
+}
+
+has_compiler() {
+    command -v "${CC:-cc}" >/dev/null 2>&1 && command -v "${CXX:-c++}" >/dev/null 2>&1
+}
+
+install() {
+    case "$2" in run) what=. ;; *) what=".[$2]" ;; esac
+    say "installing into $1 (the first time, llama.cpp may be compiled: some minutes)"
+    # Without a compiler only a ready-made wheel will do; pip would otherwise fail after a long build log.
+    if has_compiler; then binary=; else binary=--only-binary=llama-cpp-python; fi
+    if ! "$1/bin/python" -m pip install --quiet --disable-pip-version-check $binary --editable "$what" >&2; then
+        has_compiler || die "llama-cpp-python has to be compiled, and there is no C and C++ compiler:" \
+            "install one (Debian and Ubuntu: apt install build-essential; macOS: xcode-select --install) and try again"
+        die "the installation failed; pip says why above"
+    fi
+    touch "$1/.installed-$2"
+}
+
+case "${1:-}" in
+    venv) make_venv "$2" ;;
+    install) install "$2" "$3" ;;
+    *) die "usage: bootstrap.sh venv DIR | install DIR run|test|dev" ;;
+esac

@@ -21,7 +21,7 @@ from llmgallery.cli.stack import Stack, build
 from llmgallery.config.settings import Settings
 from llmgallery.runtime.resident import ModelState
 
-DEADLINE = 30.0
+DEADLINE = 20.0
 SHAPES = json.loads((Path(__file__).parent / "api" / "cases" / "openai_shapes.json").read_text())
 T = TypeVar("T")
 
@@ -115,7 +115,7 @@ class LiveServer:
 def sse(text: str) -> list[Any]:
     """The data of each event, parsed; `[DONE]` stays text. Fails on anything that is neither event nor comment."""
     events: list[Any] = []
-    for block in text.split("\n\n"):
+    for block in text.strip("\n").split("\n\n"):
         if not block or block.startswith(":"):
             continue
         assert block.startswith("data: ") and "\n" not in block, block

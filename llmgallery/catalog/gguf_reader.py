@@ -171,7 +171,7 @@ class _Reader:
         """A number of items of at least so many bytes each."""
         at, count = self._at, int(self._scalar(10))
         if count * least > self._size - self._at:
-            raise self._bad(f"{count} {what}, more than the {self._size} bytes of the file can hold", at=at)
+            raise self._bad(f"{count} {what}, more than the {self._size} bytes of the file can hold: truncated?", at=at)
         return count
 
     def _take(self, length: int) -> bytes:

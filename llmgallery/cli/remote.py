@@ -73,7 +73,7 @@ class Remote:
                 if not response.is_success:
                     await response.aread()
                     raise _failure(response)
-                async for event in _events(response.aiter_lines()):
+                async for event in read_events(response.aiter_lines()):
                     yield event
 
     @contextlib.contextmanager
@@ -113,8 +113,8 @@ def _error(body: Any) -> GalleryError:
     return kind(str(body["message"]))
 
 
-async def _events(lines: AsyncIterator[str]) -> AsyncIterator[Progress | TextDelta | Done]:
-    """Events of a stream of server-sent events, as OpenAI defines the chunks."""
+async def read_events(lines: AsyncIterator[str]) -> AsyncIterator[Progress | TextDelta | Done]:
+    """What the lines of a chat's server-sent events say, Done last. Raises GalleryError."""
     usage, reason = Usage(), None
     async for line in lines:
         if line.startswith(":"):

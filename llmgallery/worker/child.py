@@ -5,6 +5,7 @@ Threads: the reader (commands, cancels at once), this one (loads, renders, token
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import socket
@@ -75,21 +76,29 @@ class Child:
             self._handle(self._inbox.get())
 
     def _read(self) -> None:
+        """Ends the process with the connection, also in the middle of a native call: a worker never outlives its server."""
+        status = 1
         try:
-            for command in self._channel.commands():
-                if isinstance(command, Stop):
-                    break
-                if isinstance(command, Cancel):
-                    self._cancel(command.id)
-                    continue
-                if isinstance(command, Submit):
-                    self._pending[command.id] = False
-                self._inbox.put(command)
+            self._follow_commands()
+            status = 0
         except (FrameError, OSError) as exc:
-            print(f"worker: {exc}", file=sys.stderr, flush=True)
-            os._exit(1)
-        # Also in the middle of a native call: a worker never outlives its server, and the kernel frees all.
-        os._exit(0)
+            with contextlib.suppress(OSError):  # nobody may be left to read this
+                print(f"worker: {exc}", file=sys.stderr, flush=True)
+        finally:
+            os._exit(status)
+
+    def _follow_commands(self) -> None:
+        for command in self._channel.commands():
+            match command:
+                case Stop():
+                    return
+                case Cancel(id):
+                    self._cancel(id)
+                case Submit(id):
+                    self._pending[id] = False
+                    self._inbox.put(command)
+                case _:
+                    self._inbox.put(command)
 
     def _handle(self, command: Command) -> None:
         match command:

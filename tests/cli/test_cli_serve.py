@@ -8,8 +8,8 @@ import shlex
 import shutil
 import signal
 import socket
+import subprocess
 import time
-from pathlib import Path
 
 import httpx
 import pytest
@@ -40,15 +40,16 @@ def answer(response: httpx.Response) -> str:
 
 
 def children(pid: int) -> list[int]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid:
-            found.append(int(stat.parent.name))
-    return found
+    rows = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [int(row.split()[0]) for row in rows if int(row.split()[1]) == pid]
+
+
+def lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def wait_until(condition) -> None:
@@ -84,7 +85,7 @@ def test_sigterm_lets_running_answers_end_and_ends_the_workers(folder, tmp_path)
             gate.touch()
             assert list(lines)[-2:] == ["data: [DONE]", ""]
         assert server.process.wait(DEADLINE) == 0
-        assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+        assert not any(map(lives, workers))
 
 
 def listening(url: str) -> bool:
@@ -108,7 +109,7 @@ def test_a_second_signal_does_not_wait(folder, tmp_path, number):
             wait_until(lambda: not listening(server.url))
             server.process.send_signal(number)
             assert server.process.wait(DEADLINE) == 0
-        assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+        assert not any(map(lives, workers))
 
 
 def test_after_drain_seconds_answers_are_cut(folder, tmp_path):
@@ -128,7 +129,7 @@ def test_no_orphans_when_it_is_killed(folder):
         assert workers
         server.process.kill()
         server.process.wait()
-        wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+        wait_until(lambda: not any(map(lives, workers)))
 
 
 def test_a_port_in_use_is_one_line(tmp_path):

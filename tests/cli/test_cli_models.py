@@ -1,0 +1,208 @@
+"""`llmgallery list`, `show`, `check`, `schema` and `version`."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+from click.testing import CliRunner
+from jsonschema import Draft202012Validator
+from terminal import Terminal, environment, llmgallery, serving
+
+from llmgallery import __version__, paths
+from llmgallery.cli import main
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A models folder; the working directory is above it."""
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "parrot.yaml").write_text("backend: echo\n")
+    return folder
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(main, arguments, prog_name="llmgallery")
+
+
+def listed(output: str) -> dict[str, list[str]]:
+    return {line.split("\t")[0]: line.split("\t")[1:] for line in output.splitlines()}
+
+
+# --- list --------------------------------------------------------------------------------------------------------------------
+
+
+def test_list_tells_what_is_installed_and_what_is_broken(folder):
+    (folder / "remote.yaml").write_text("parameters: {model: owner/repo/file.gguf}\n")
+    (folder / "gone.yaml").write_text("backend: llama-cpp\nparameters: {model: /no/such/file.gguf}\n")
+    (folder / "off.yaml").write_text("backend: echo\ndisabled: true\n")
+    (folder / "bad.yaml").write_text("backend: echo\ntemprature: 1\nnmae: x\n")
+    shutil.copy(next(paths.builtin("models").glob("*.gguf")), folder / "loose.gguf")
+    for command in ("list", "models"):
+        result = invoke(command)
+        assert result.exit_code == 0
+        rows = listed(result.stdout)
+        assert rows["parrot"] == ["installed", "echo", ""]
+        assert rows["pocket"][:2] == ["installed", "llama-cpp"]
+        assert rows["loose"] == ["installed", "llama-cpp", "loose.gguf"]
+        assert rows["remote"] == ["not downloaded", "llama-cpp", "owner/repo/file.gguf"]
+        assert rows["gone"][0].startswith("no weights: ")
+        assert rows["off"][0] == "disabled"
+        assert (
+            rows["bad"][0] == "broken" and rows["bad"][2].startswith("models/bad.yaml:2:1") and "(and 1 more)" in rows["bad"][2]
+        )
+
+
+def test_list_reads_the_folder_that_is_named(folder, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "crow.yaml").write_text("backend: echo\n")
+    assert listed(invoke("list", "--models-dir", "other").stdout).keys() == {"crow", "pocket"}
+    assert invoke("list", "--models-dir", "nowhere").exit_code == 1
+
+
+def test_list_tells_what_a_server_has_loaded(folder, tmp_path):
+    (folder / "crow.yaml").write_text("backend: echo\n")
+    local = tmp_path / "local"
+    (local / "models").mkdir(parents=True)
+    shutil.copy(folder / "parrot.yaml", local / "models")
+    with serving(folder) as server:
+        llmgallery("run", "parrot", "Hi", cwd=local, LLMGALLERY_URL=server.url)
+        rows = listed(llmgallery("list", cwd=local, LLMGALLERY_URL=server.url).stdout)
+    assert rows["parrot"][0] == "loaded"
+    assert rows["pocket"][0] == "installed"
+    assert rows["crow"] == ["installed", "", "at the server"]
+    rows = listed(llmgallery("list", cwd=local, LLMGALLERY_URL=server.url).stdout)
+    assert rows["parrot"][0] == "installed" and "crow" not in rows
+
+
+def test_list_is_a_table_at_a_terminal(folder, tmp_path):
+    terminal = Terminal("list", cwd=tmp_path)
+    assert terminal.until("NAME") == ""
+    assert "parrot" in terminal.until("pocket")
+    assert terminal.close() == 0
+
+
+# --- show --------------------------------------------------------------------------------------------------------------------
+
+
+def shown(*arguments: str) -> dict[str, tuple[str, str]]:
+    result = invoke("show", *arguments)
+    assert result.exit_code == 0, result.output
+    rows = [line.split("\t") for line in result.stdout.splitlines()]
+    return {key: (value, source) for key, value, source in rows}
+
+
+def test_show_tells_every_value_and_its_source(folder):
+    (folder / "mine.yaml").write_text(
+        "aliases: [other]\nbackend: echo\nparameters:\n  top_p: 0.5\nsystem_prompt: |\n  One.\n  Two.\nstopwords: [END]\n"
+        "template: {preset: chatml}\n"
+    )
+    values = shown("mine")
+    assert shown("other") == values
+    assert values["name"] == ("mine", "the file's name")
+    assert values["backend"] == ("echo", "models/mine.yaml:2")
+    assert values["parameters.top_p"] == ("0.5", "models/mine.yaml:4")
+    assert values["parameters.top_k"] == ("40", "default")
+    assert values["system_prompt"] == ('"One.\\nTwo.\\n"', "models/mine.yaml:5")
+    assert values["keep_alive"] == ("900s", "default")
+    assert values["template"][1] == "template.preset chatml" and "<|im_start|>" in values["template"][0]
+
+
+def test_show_tells_what_the_weights_say(folder):
+    shutil.copy(next(paths.builtin("models").glob("*.gguf")), folder / "loose.gguf")
+    values = shown("loose")
+    assert values["context_size"] == ("1024", "the weights")
+    assert values["backend"] == ("llama-cpp", "recognised")
+    assert values["template"][1] == "the weights' chat template"
+    assert values["file"][0].endswith("models/loose.gguf")
+
+
+def test_show_heeds_settings(folder, monkeypatch):
+    monkeypatch.setenv("LLMGALLERY_KEEP_ALIVE", "1h")
+    assert shown("parrot")["keep_alive"] == ("3600s", "settings")
+
+
+def test_show_of_an_unknown_or_broken_model(folder):
+    unknown = invoke("show", "parot")
+    assert unknown.exit_code == 1 and "parrot" in unknown.stderr
+    (folder / "bad.yaml").write_text("backend: eco\n")
+    broken = invoke("show", "bad")
+    assert broken.exit_code == 1 and "models/bad.yaml:1:10" in broken.stderr and "echo" in broken.stderr
+
+
+# --- check -------------------------------------------------------------------------------------------------------------------
+
+MISTAKES = {
+    "unknown": ("backend: echo\ntemplte: {}\n", r":2:1: .*template"),
+    "too-deep": ("backend: echo\nparameters:\n  context_size: 5\n", r":3:3: .*context_size: .*top level"),
+    "too-shallow": ("backend: echo\ntemperature: 0.5\n", r":2:1: temperature: .*under parameters"),
+    "wrong-type": ("backend: echo\ncontext_size: large\n", r":2:15: context_size: .*number"),
+    "out-of-range": ("backend: echo\nparameters: {top_p: 1.5}\n", r":2:21: parameters\.top_p: "),
+    "bad-backend": ("backend: lama-cpp\n", r":1:10: .*llama-cpp"),
+    "bad-preset": ("backend: echo\ntemplate: {preset: chatlm}\n", r":2:20: .*chatml"),
+    "duplicate-key": ("backend: echo\npinned: true\npinned: false\n", r":3:1: .*pinned"),
+    "bad-template": ('backend: echo\ntemplate:\n  chat_template: "{% if %}"\n', r":3:\d+: "),
+    "syntax": ("backend: [echo\n", r":\d+:\d+: "),
+    "tabs": ("backend: echo\nparameters:\n\ttop_p: 1\n", r":3:1: .*tab"),
+    "no-mapping": ("- echo\n", r":1:1: "),
+    "twice": ("name: parrot\nbackend: echo\n", r":1:\d: .*parrot\.yaml.*another name"),
+    "go-template": ('backend: echo\ntemplate:\n  chat: "{{.Input}}"\n', r":3:\d+: .*Go"),
+}
+
+
+def test_check_names_every_kind_of_mistake_at_once(folder):
+    for name, (text, _) in MISTAKES.items():
+        (folder / f"{name}.yaml").write_text(text)
+    for arguments in ([], ["models"], ["--models-dir", "models"]):
+        result = invoke("check", *arguments)
+        assert result.exit_code == 1
+        for name, (_, expected) in MISTAKES.items():
+            assert re.search(rf"^models/{name}\.yaml{expected}", result.stdout, re.MULTILINE), (name, result.stdout)
+        assert "problems" in result.stderr
+
+
+def test_check_of_one_file(folder):
+    (folder / "bad.yaml").write_text("backend: eco\nparameters: {top_p: 2}\n")
+    result = invoke("check", "models/bad.yaml")
+    assert result.exit_code == 1
+    assert [line.partition(" ")[0] for line in result.stdout.splitlines()] == ["models/bad.yaml:1:10:", "models/bad.yaml:2:21:"]
+    assert result.stderr == "models/bad.yaml: 1 model file, 2 problems\n"
+
+
+def test_check_passes_what_is_right_and_warns(folder):
+    result = invoke("check")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.endswith("no problem\n")
+    (folder / "warned.yaml").write_text("backend: echo\ngpu_layers: 5\n")
+    result = invoke("check")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("models/warned.yaml:2:1: gpu_layers: ") and result.stdout.endswith(" (warning)\n")
+
+
+def test_check_of_a_path_that_is_not_there(folder):
+    assert invoke("check", "nowhere").exit_code == 2
+
+
+# --- schema and version ------------------------------------------------------------------------------------------------------
+
+
+def test_schema_is_a_json_schema_that_tells_right_from_wrong():
+    schema = json.loads(invoke("schema").stdout)
+    Draft202012Validator.check_schema(schema)
+    validator = Draft202012Validator(schema)
+    assert validator.is_valid({"backend": "echo", "parameters": {"top_p": 0.5}, "keep_alive": "15m"})
+    assert not validator.is_valid({"backend": "echo", "parameters": {"top_p": 2}})
+    assert not validator.is_valid({"backend": "echo", "temprature": 1})
+
+
+def test_version_tells_the_versions():
+    assert invoke("--version").stdout == f"llmgallery {__version__}\n"
+    lines = invoke("version").stdout.splitlines()
+    assert lines[0] == f"llmgallery {__version__}"
+    assert any(re.fullmatch(r"llama.cpp.python \d+\.\d+\S* \(backend llama-cpp\)", line) for line in lines)

@@ -1,0 +1,35 @@
+"""What is refused, warned of or passed over, by the model's YAML."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmgallery.config.model import OnUnsupported
+from llmgallery.core.errors import UnsupportedField
+from llmgallery.service.demands import Wish, settle
+
+TOOLS = Wish("tools", "tools")
+USER = Wish("user", "user", hint=True)
+
+
+def test_by_default_demands_are_refused_and_hints_passed_over() -> None:
+    assert settle([USER], OnUnsupported(), "m") == ()
+    with pytest.raises(UnsupportedField, match="tools is not supported by model m") as caught:
+        settle([USER, TOOLS], OnUnsupported(), "m")
+    assert caught.value.field == "tools"
+    assert "demands: warn" in caught.value.message
+
+
+def test_warnings_name_what_was_ignored() -> None:
+    warnings = settle([TOOLS, USER], OnUnsupported(demands="warn", hints="warn"), "m")
+    assert [warning.split(" was ignored")[0] for warning in warnings] == ["tools", "user"]
+    assert settle([TOOLS, USER], OnUnsupported(demands="ignore"), "m") == ()
+
+
+def test_hints_may_be_refused_too() -> None:
+    with pytest.raises(UnsupportedField, match="hints: warn"):
+        settle([USER], OnUnsupported(hints="error"), "m")
+
+
+def test_several_answers_are_supported() -> None:
+    assert settle([Wish("n", "n")], OnUnsupported(), "m") == ()

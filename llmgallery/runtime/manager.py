@@ -188,12 +188,13 @@ class Manager:
         try:
             if resident.leaving is not None:
                 await asyncio.shield(resident.leaving.ended)
-            config, resident.bytes = await asyncio.to_thread(memory.plan, entry.config, resident.files, self._free(resident))
-            await self._make_room(resident, deadline)
+            plan = await asyncio.to_thread(memory.plan, entry.config, resident.files, self._free(resident))
+            resident.bytes = plan.bytes
+            await self._make_room(resident, plan, deadline)
             resident.reserved = True
         finally:
             self._room.release()
-        return config
+        return plan.config
 
     async def _back_off(self, resident: Resident) -> None:
         """A model that keeps failing is not started at every request."""
@@ -216,7 +217,7 @@ class Manager:
             resident.failed(str(handle.failure), time.monotonic())
         self._changed()
 
-    async def _make_room(self, resident: Resident, deadline: float) -> None:
+    async def _make_room(self, resident: Resident, plan: memory.Plan, deadline: float) -> None:
         """Raises Overloaded when there is no room in time, LoadError when there never will be."""
         while True:
             others = [other.facts() for other in self._residents.values() if other is not resident and other.holds_memory]
@@ -230,8 +231,8 @@ class Manager:
                     await self._wait_for_change(deadline, resident, names)
                 case policy.Impossible(most):
                     raise LoadError(
-                        f"model {resident.name} needs about {_gib(resident.bytes)}, but at most {_gib(most)} can be had: "
-                        "lower context_size or parallel, take a smaller quantisation, or set memory_budget"
+                        f"model {resident.name} needs about {_gib(plan.bytes)}, but at most {_gib(most)} can be had: "
+                        f"{plan.advice(most)}"
                     )
 
     async def _wait_for_change(self, deadline: float, resident: Resident, names: str) -> None:

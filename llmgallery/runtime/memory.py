@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ from llmgallery.core.errors import BadWeights
 WEIGHTS_FACTOR = 1.1  # compute buffers and the process itself, beside the weights
 KV_SHARE = 0.25  # of what is free, for slots that nobody asked for
 MOST_SLOTS = 8
+DEFAULT_CONTEXT = 4096  # for a header that does not tell
 MEASURED_SHARE = 0.9  # of the available memory: the rest is the system's
 
 
@@ -25,19 +27,38 @@ def available() -> int:
     return min(limits) if limits else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def plan(config: ModelConfig, files: Sequence[Path], free: int) -> tuple[ModelConfig, int]:
-    """The configuration with `parallel` and `context_size` decided, and the bytes that it will take:
-    weights x 1.1 + KV cache by the header. Files that are no GGUF count by their size."""
+@dataclass(frozen=True)
+class Plan:
+    """A configuration with `parallel` and `context_size` decided, and what it will take: `bytes` in all, of which
+    `cache_bytes` for each token of each slot's context (0 = not known)."""
+
+    config: ModelConfig
+    bytes: int
+    cache_bytes: float = 0.0
+
+    def advice(self, most: int) -> str:
+        """What would make it fit into `most` bytes."""
+        context, slots = self.config.context_size, self.config.parallel
+        if self.cache_bytes and context and slots:
+            left = most - (self.bytes - self.cache_bytes * context * slots)
+            fitting = int(left / self.cache_bytes) // 256 * 256
+            if fitting >= 256:
+                return f"context_size: {fitting} and parallel: 1 would fit (now {context} and {slots})"
+        return "take a smaller quantisation, or set memory_budget if the machine has more than it seems"
+
+
+def plan(config: ModelConfig, files: Sequence[Path], free: int) -> Plan:
+    """Weights x 1.1 + KV cache by the header. Files that are no GGUF count by their size."""
     weights = sum(file.stat().st_size for file in files if file.is_file())
     header = _header(files)
     if header is None:
-        return config, int(weights * WEIGHTS_FACTOR)
-    context = config.context_size or header.context_length or 4096
+        return Plan(config, int(weights * WEIGHTS_FACTOR))
+    context = config.context_size or header.context_length or DEFAULT_CONTEXT
     types = (config.cache_type_k or "f16", config.cache_type_v or "f16")
     one = gguf.kv_bytes(header, context, 1, *types)
     slots = config.parallel or default_slots(one, free - weights)
     planned = msgspec.structs.replace(config, parallel=slots, context_size=context)
-    return planned, int(weights * WEIGHTS_FACTOR) + one * slots
+    return Plan(planned, int(weights * WEIGHTS_FACTOR) + one * slots, one / context)
 
 
 def default_slots(kv_bytes: int, free: int) -> int:
@@ -69,8 +90,9 @@ def _cgroup_left(root: Path = Path("/sys/fs/cgroup")) -> int | None:
         try:
             text = (root / limit).read_text().strip()
             taken = int((root / used).read_text())
+            most = 1 << 62 if text == "max" else int(text)
         except (OSError, ValueError):
             continue
-        if text != "max" and int(text) < 1 << 60:
-            return max(0, int(text) - taken)
+        if most < 1 << 60:  # version 1 says "no limit" with a huge number
+            return max(0, most - taken)
     return None

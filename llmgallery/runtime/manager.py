@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from llmgallery.runtime.handle import Handle
 from llmgallery.runtime.lease import Board, Lease
 from llmgallery.runtime.resident import ModelState, Resident
 
+_log = logging.getLogger(__name__)
 OnBytes = Callable[[int, int], None]
 T = TypeVar("T")
 
@@ -188,8 +190,15 @@ class Manager:
         try:
             if resident.leaving is not None:
                 await asyncio.shield(resident.leaving.ended)
-            plan = await asyncio.to_thread(memory.plan, entry.config, resident.files, self._free(resident))
+            free = self._free(resident)
+            idle = sum(other.bytes for other in self._others(resident) if policy.is_evictable(other.facts()))
+            plan = await asyncio.to_thread(memory.plan, entry.config, resident.files, free, free + idle)
             resident.bytes = plan.bytes
+            if plan.shrunk_from is not None:
+                _log.warning(
+                    "model %s: a context of %d tokens does not fit into memory; it gets %d (context_size in its YAML decides)",
+                    *(resident.name, plan.shrunk_from, plan.config.context_size),
+                )
             await self._make_room(resident, plan, deadline)
             resident.reserved = True
         finally:
@@ -220,7 +229,7 @@ class Manager:
     async def _make_room(self, resident: Resident, plan: memory.Plan, deadline: float) -> None:
         """Raises Overloaded when there is no room in time, LoadError when there never will be."""
         while True:
-            others = [other.facts() for other in self._residents.values() if other is not resident and other.holds_memory]
+            others = [other.facts() for other in self._others(resident)]
             match policy.make_room(resident.bytes, self._free(resident), others):
                 case policy.Fits(evict):
                     self.evictions += len(evict)
@@ -245,9 +254,12 @@ class Manager:
                 retry_after=10,
             ) from None
 
+    def _others(self, resident: Resident) -> list[Resident]:
+        return [other for other in self._residents.values() if other is not resident and other.holds_memory]
+
     def _free(self, resident: Resident) -> int:
         """Bytes that nobody holds or has been promised."""
-        others = [other for other in self._residents.values() if other is not resident and other.holds_memory]
+        others = self._others(resident)
         if self._budget is not None:
             return self._budget - sum(other.bytes for other in others)
         promised = sum(other.bytes for other in others if other.reserved)

@@ -16,6 +16,7 @@ from llmgallery.core.errors import BadWeights
 WEIGHTS_FACTOR = 1.1  # compute buffers and the process itself, beside the weights
 KV_SHARE = 0.25  # of what is free, for slots that nobody asked for
 MOST_SLOTS = 8
+SMALLEST_CONTEXT = 2048  # tokens; less is no conversation
 DEFAULT_CONTEXT = 4096  # for a header that does not tell
 MEASURED_SHARE = 0.9  # of the available memory: the rest is the system's
 
@@ -30,11 +31,13 @@ def available() -> int:
 @dataclass(frozen=True)
 class Plan:
     """A configuration with `parallel` and `context_size` decided, and what it will take: `bytes` in all, of which
-    `cache_bytes` for each token of each slot's context (0 = not known)."""
+    `cache_bytes` for each token of each slot's context (0 = not known). `shrunk_from`: the context that the model has, when
+    that did not fit and nobody had asked for it."""
 
     config: ModelConfig
     bytes: int
     cache_bytes: float = 0.0
+    shrunk_from: int | None = None
 
     def advice(self, most: int) -> str:
         """What would make it fit into `most` bytes."""
@@ -47,18 +50,33 @@ class Plan:
         return "take a smaller quantisation, or set memory_budget if the machine has more than it seems"
 
 
-def plan(config: ModelConfig, files: Sequence[Path], free: int) -> Plan:
-    """Weights x 1.1 + KV cache by the header. Files that are no GGUF count by their size."""
+def plan(config: ModelConfig, files: Sequence[Path], free: int, most: int) -> Plan:
+    """Weights x 1.1 + KV cache by the header. Files that are no GGUF count by their size.
+
+    `most`: what could be had if every idle model went. A context that nobody set is the model's own, or what fits into
+    `most`; it is never cut below SMALLEST_CONTEXT.
+    """
     weights = sum(file.stat().st_size for file in files if file.is_file())
+    base = int(weights * WEIGHTS_FACTOR)
     header = _header(files)
     if header is None:
-        return Plan(config, int(weights * WEIGHTS_FACTOR))
-    context = config.context_size or header.context_length or DEFAULT_CONTEXT
+        return Plan(config, base)
+    own = header.context_length or DEFAULT_CONTEXT
     types = (config.cache_type_k or "f16", config.cache_type_v or "f16")
+    per_token = gguf.kv_bytes(header, own, 1, *types) / own
+    context = config.context_size or fitting_context(own, per_token, most - base)
     one = gguf.kv_bytes(header, context, 1, *types)
     slots = config.parallel or default_slots(one, free - weights)
     planned = msgspec.structs.replace(config, parallel=slots, context_size=context)
-    return Plan(planned, int(weights * WEIGHTS_FACTOR) + one * slots, one / context)
+    shrunk = own if config.context_size is None and context < own else None
+    return Plan(planned, base + one * slots, one / context, shrunk)
+
+
+def fitting_context(own: int, per_token: float, room: int) -> int:
+    """The model's own context size, or the largest multiple of 256 below it whose cache fits into `room` bytes. What is not
+    worth having is not offered: then the model's own comes back, and does not fit."""
+    fitting = int(room / per_token) // 256 * 256 if per_token else own
+    return own if fitting >= own or fitting < SMALLEST_CONTEXT else fitting
 
 
 def default_slots(kv_bytes: int, free: int) -> int:

@@ -42,12 +42,17 @@ class Impossible:
     most: int
 
 
+def is_evictable(resident: Resident) -> bool:
+    """Nobody uses it, and nobody wants it kept."""
+    return not resident.busy and (resident.stale or not resident.pinned)
+
+
 def make_room(need: int, free: int, residents: Sequence[Resident]) -> Fits | Wait | Impossible:
     """Whom to evict so that `need` bytes are free: stale models first, then the least recently used, nobody in vain.
     Never a busy or pinned one."""
     if need <= free:
         return Fits()
-    idle = sorted((r for r in residents if not r.busy and not (r.pinned and not r.stale)), key=_order)
+    idle = sorted((resident for resident in residents if is_evictable(resident)), key=_order)
     chosen: list[Resident] = []
     for resident in idle:
         if free + _total(chosen) >= need:

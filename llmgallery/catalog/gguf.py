@@ -116,13 +116,15 @@ class _Keys:
         return value
 
     def number(self, key: str, otherwise: int = 0) -> int:
-        """A size: an int from 0 to 2^32."""
+        """A size: an int from 0 to 2^32; of an array, one for each layer, the largest."""
         return self.count(f"{self.architecture}.{key}", otherwise)
 
     def count(self, key: str, otherwise: int = 0) -> int:
         value = self._metadata.get(key)
-        if value is None:
+        if value is None or value == ():
             return otherwise
+        if isinstance(value, tuple) and all(isinstance(item, int) for item in value):
+            value = max(value)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 32:
             raise self._bad(key, value, "a size")
         return value

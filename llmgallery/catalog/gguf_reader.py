@@ -16,7 +16,7 @@ from llmgallery.catalog.gguf_types import ARRAY, GGML_TYPES, SCALARS, STRING, VA
 from llmgallery.core.errors import BadWeights
 
 MAGIC = b"GGUF"
-MAX_HEADER = 512 * 1024 * 1024
+MAX_HEADER = 128 * 1024 * 1024
 MAX_STRING = 16 * 1024 * 1024
 MAX_DEPTH = 4
 SHORT_ARRAY = 1024  # longer arrays, and arrays of strings, are summarised unless asked for
@@ -139,9 +139,21 @@ class _Reader:
         count = self._count("array items", least=8 if kind == STRING else 12)
         if self._arrays or kind == ARRAY:
             return tuple(self._value(kind, depth) for _ in range(count))
-        for _ in range(count):
-            self._skip(self._length())
+        self._skip_strings(count)
         return Array(VALUE_NAMES[kind], count)
+
+    def _skip_strings(self, count: int) -> None:
+        """A vocabulary has hundreds of thousands, so this loop calls nothing that it need not."""
+        unpack, buffer, at = SCALARS[10].unpack_from, self._buffer, self._at
+        end = len(buffer)
+        for _ in range(count):
+            if at + 8 > end:
+                self._at = at
+                self._need(8)
+                end = len(buffer)
+            at += 8 + unpack(buffer, at)[0]
+        self._at = at
+        self._need(0)
 
     def _scalars(self, kind: int) -> Any:
         layout = SCALARS[kind]

@@ -11,6 +11,7 @@ from llama_cpp import llama_cpp
 
 from llmgallery import paths
 from llmgallery.backends.llamacpp import api
+from llmgallery.backends.llamacpp.log import CONTINUED, ERROR, LOG, WARNING, Log
 
 POCKET = paths.builtin("models") / "pocket-f16.gguf"
 GREETING = "<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n"
@@ -83,7 +84,7 @@ def test_no_other_file_names_the_library():
 def test_loading_reports_progress_and_its_sizes():
     fractions: list[float] = []
     api.start()
-    with api.LOG.kept() as log:
+    with LOG.kept() as log:
         made = api.Model([POCKET], api.ModelParams(gpu_layers=0, mmap=False, mlock=False, main_gpu=0), fractions.append)
     assert fractions == sorted(fractions) and fractions[-1] == 1.0
     assert any("buffer size" in text for _, text in log)
@@ -182,9 +183,9 @@ def test_an_abort_ends_decodes(model, context):
 
 
 def test_an_impossible_context_is_refused(model):
-    with api.LOG.kept() as log, pytest.raises(ValueError):
+    with LOG.kept() as log, pytest.raises(ValueError):
         api.Context(model, context_params(1, type_v=api.CACHE_TYPES["q8_0"], flash_attn_type=api.FLASH_ATTENTION["off"]))
-    assert any(level == api.ERROR for level, _ in log)
+    assert any(level == ERROR for level, _ in log)
 
 
 @pytest.mark.parametrize("name", api.CACHE_TYPES)
@@ -240,13 +241,13 @@ def test_penalties_see_what_was_accepted(model, context, sampler):
 
 
 def test_warnings_go_to_stderr_and_the_rest_is_quiet(capsys):
-    log = api.Log()
+    log = Log()
     log.hear(2, b"chatter\n", None)
-    log.hear(api.CONTINUED, b"more\n", None)
-    log.hear(api.WARNING, b"look ", None)
-    log.hear(api.CONTINUED, b"out\n", None)
+    log.hear(CONTINUED, b"more\n", None)
+    log.hear(WARNING, b"look ", None)
+    log.hear(CONTINUED, b"out\n", None)
     with log.kept() as kept:
-        log.hear(api.ERROR, b"broken\n", None)
+        log.hear(ERROR, b"broken\n", None)
         log.hear(2, b"fine\n", None)
     assert capsys.readouterr().err == "look out\nbroken\n"
-    assert kept == [(api.ERROR, "broken\n"), (2, "fine\n")]
+    assert kept == [(ERROR, "broken\n"), (2, "fine\n")]

@@ -56,6 +56,11 @@ def ask(started):
     return run
 
 
+def test_half_a_character_is_no_error(started):
+    backend, _, _ = started
+    assert backend.detokenize(backend.tokenize("a\ud800b", special=True, bos=False)) == "a?b"
+
+
 def test_what_was_loaded(started):
     backend, loaded, listener = started
     assert (loaded.context_size, loaded.slots, loaded.vocab_size) == (1024, 4, 2048)

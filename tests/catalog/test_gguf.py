@@ -91,6 +91,14 @@ def test_heads_are_told_from_the_width_when_the_file_does_not(tmp_path):
         kv_bytes(header, 256, 1, "q9")
 
 
+def test_sizes_that_differ_by_layer_count_as_the_largest(tmp_path):
+    def add(writer: gguf.GGUFWriter) -> None:
+        writer.add_head_count(4)
+        writer.add_array("llama.attention.key_length", [16, 32])
+
+    assert read_header(write(tmp_path / "a.gguf", add=add)).key_length == 32
+
+
 def test_a_recurrent_model_has_a_state_instead_of_a_cache(tmp_path):
     def add(writer: gguf.GGUFWriter) -> None:
         writer.add_ssm_conv_kernel(4)

@@ -24,7 +24,7 @@ def tokenize(text: str, *, special: bool) -> list[int]:
     """With `special`, marks become their tokens; else they are text like any other."""
     tokens: list[int] = []
     for part in _ANY_MARK.split(text) if special else [text]:
-        tokens += [MARKS[part]] if special and part in MARKS else part.encode()
+        tokens += [MARKS[part]] if special and part in MARKS else part.encode(errors="replace")
     return tokens
 
 

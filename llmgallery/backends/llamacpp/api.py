@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -21,9 +19,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from llama_cpp import llama_cpp as c
 
+from llmgallery.backends.llamacpp.log import LOG
+
 NO_TOKEN = -1
 RANDOM_SEED: int = c.LLAMA_DEFAULT_SEED
-WARNING, ERROR, CONTINUED = 3, 4, 5  # enum ggml_log_level
 CACHE_TYPES: dict[str, int] = {
     name: getattr(c, f"GGML_TYPE_{name.upper()}") for name in ("f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 } | {"bf16": 30}  # ggml.h's number, which llama-cpp-python does not name
@@ -68,33 +67,6 @@ class ContextParams:
     extra: Mapping[str, int | float | bool] = field(default_factory=dict)
 
 
-class Log:
-    """llama.cpp's messages: warnings go to stderr; between `start` and `stop` all are kept."""
-
-    def __init__(self) -> None:
-        self._kept: list[tuple[int, str]] | None = None
-        self._level = 0
-
-    def hear(self, level: int, text: bytes | None, _data: object) -> None:
-        self._level = level = self._level if level == CONTINUED else level
-        line = (text or b"").decode(errors="replace")
-        if self._kept is not None:
-            self._kept.append((level, line))
-        if level in (WARNING, ERROR):
-            sys.stderr.write(line)
-
-    @contextmanager
-    def kept(self) -> Iterator[list[tuple[int, str]]]:
-        """The messages (level, text) that come while the block runs."""
-        kept: list[tuple[int, str]] = []
-        self._kept = kept
-        try:
-            yield kept
-        finally:
-            self._kept = None
-
-
-LOG = Log()
 _LOG_CALLBACK = c.llama_log_callback(LOG.hear)  # llama.cpp keeps the pointer: it must outlive every model
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llmgallery.backends.base import Emit, Loaded
 from llmgallery.backends.llamacpp import api, params
+from llmgallery.backends.llamacpp.log import ERROR, LOG
 from llmgallery.backends.llamacpp.runner import LlamaRunner
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import BadWeights, InvalidField, LoadError
@@ -31,7 +32,7 @@ class LlamaCppBackend(SteppedBackend):
         params.context_params(config, options, context_size=1, slots=1, weights_bytes=0)  # before the long load
         _check_files(files)
         api.start(bool(config.numa))
-        with api.LOG.kept() as log:
+        with LOG.kept() as log:
             try:
                 model = self._load_model(files, params.model_params(config, options), emit)
             except ValueError as exc:
@@ -59,7 +60,7 @@ class LlamaCppBackend(SteppedBackend):
         vocab = self._vocab()
         head = [vocab.bos] if bos and vocab.bos != api.NO_TOKEN else []
         try:
-            return head + vocab.tokenize(text.encode(), special=special)
+            return head + vocab.tokenize(text.encode(errors="replace"), special=special)
         except OverflowError as exc:
             raise InvalidField(str(exc), field="prompt") from exc
 
@@ -104,7 +105,7 @@ def _each_percent(tell: Callable[[float], None]) -> Callable[[float], None]:
 
 def _errors(log: Sequence[tuple[int, str]]) -> str:
     """llama.cpp's error messages, without its function names and repetitions."""
-    lines = [text.strip() for level, text in log if level == api.ERROR and text.strip()]
+    lines = [text.strip() for level, text in log if level == ERROR and text.strip()]
     stripped = [_PREFIX.sub("", line) for line in lines]
     return "; ".join(dict.fromkeys(line for line in stripped if not line.startswith("failed to load model")))
 

@@ -197,7 +197,7 @@ def _continues(response: httpx.Response, offset: int) -> bool:
     """The answer's first byte is the one at `offset`."""
     if response.status_code != 206:
         return response.status_code == 200 and offset == 0
-    return response.headers.get("content-range", "").startswith(f"bytes {offset}-")
+    return str(response.headers.get("content-range", "")).startswith(f"bytes {offset}-")
 
 
 def _strong(etag: str | None) -> str | None:

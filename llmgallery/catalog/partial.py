@@ -62,7 +62,7 @@ class BlobLock:
     def acquire(self) -> bool:
         """Wait for it for a moment. False: somebody else still has it."""
         from filelock import Timeout
-        from huggingface_hub.utils import WeakFileLock
+        from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
         self._path.parent.mkdir(parents=True, exist_ok=True)
         lock = WeakFileLock(self._path, timeout=_LOCK_WAIT)

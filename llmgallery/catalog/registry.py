@@ -14,8 +14,9 @@ from llmgallery.catalog import formats
 from llmgallery.catalog.index import Broken, Entry, Snapshot, Source, build
 from llmgallery.catalog.weights import recognise
 from llmgallery.config.checks import name_fault
-from llmgallery.config.load import LoadedModel, Outside, Spec, load_model
+from llmgallery.config.load import LoadedModel, load_model
 from llmgallery.config.model import ModelConfig, Parameters
+from llmgallery.config.outside import Outside, Spec
 from llmgallery.config.problems import Problem
 
 __all__ = ["Broken", "Entry", "Registry", "Snapshot"]

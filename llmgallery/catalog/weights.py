@@ -10,8 +10,8 @@ from pathlib import Path
 
 from llmgallery.catalog import formats
 from llmgallery.catalog.reference import HubReference, parse_reference
-from llmgallery.config.load import Spec
 from llmgallery.config.model import ModelConfig
+from llmgallery.config.outside import Spec
 from llmgallery.core.errors import BadWeights, ConfigError, LoadError
 
 __all__ = ["HubReference", "LocalFiles", "backend_for", "local_path", "locate", "recognise"]

@@ -20,7 +20,8 @@ from llmgallery.catalog.hub_settings import HubSettings
 from llmgallery.catalog.registry import YAML_SUFFIXES, Registry, Snapshot, weights_name
 from llmgallery.catalog.watcher import watch
 from llmgallery.catalog.weights import recognise
-from llmgallery.config.load import Outside, load_model
+from llmgallery.config.load import load_model
+from llmgallery.config.outside import Outside
 from llmgallery.config.problems import as_error
 from llmgallery.config.settings import Settings
 from llmgallery.core.errors import ConfigError

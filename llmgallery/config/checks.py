@@ -5,19 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from yaml.nodes import Node, ScalarNode
 
 from llmgallery.config.model import LOAD_KEYS, LOAD_PARAMETERS, ModelConfig
 from llmgallery.config.nodes import PLAIN, place
+from llmgallery.config.outside import Spec, TemplateFault
 from llmgallery.config.problems import Problem
 from llmgallery.config.readers import FAILED, Reading, struct_reader
 from llmgallery.config.suggest import did_you_mean
 from llmgallery.config.units import DURATION, parse_duration
-
-if TYPE_CHECKING:
-    from llmgallery.config.load import Spec, TemplateFault
 
 FIELD_BACKENDS = frozenset({
     "transformers", "huggingface", "hf", "exllama", "exllama2", "exllamav2", "exllamav3", "autogptq", "gptq", "auto_gptq",

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from llmgallery.config.checks import CACHE_TYPES
-from llmgallery.config.load import Spec
 from llmgallery.config.model import ModelConfig
+from llmgallery.config.outside import Spec
 from llmgallery.config.settings import Settings
 from llmgallery.config.units import Bytes, Seconds
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 from yaml.nodes import MappingNode, SequenceNode
@@ -13,49 +12,12 @@ from yaml.nodes import MappingNode, SequenceNode
 from llmgallery.config import checks
 from llmgallery.config.model import ModelConfig
 from llmgallery.config.nodes import Unreadable, compose, kind, place
+from llmgallery.config.outside import Outside, Spec
 from llmgallery.config.problems import Problem
 from llmgallery.config.readers import FAILED, Reading, struct_reader
 from llmgallery.config.suggest import adviser, levels_of, model_levels
 
 MAX_TEMPLATE = 1024 * 1024
-
-
-class Spec(Protocol):
-    """What a BackendSpec says of its YAML keys."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def aliases(self) -> tuple[str, ...]: ...
-    @property
-    def options(self) -> type[msgspec.Struct]: ...
-    @property
-    def formats(self) -> tuple[str, ...]: ...
-    @property
-    def keys(self) -> frozenset[str]: ...
-    @property
-    def needs_weights(self) -> bool: ...
-
-
-class TemplateFault(Protocol):
-    """Why a template does not parse; line and column count from 1 in its own text."""
-
-    @property
-    def line(self) -> int: ...
-    @property
-    def message(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class Outside:
-    """What config may not import. `template`: Jinja source -> its fault. `presets`: their names; None = not checked.
-
-    `recognise`: (weights reference, folder of the YAML) -> file format, None = not known (yet).
-    """
-
-    template: Callable[[str], TemplateFault | None] | None = None
-    presets: Collection[str] | None = None
-    recognise: Callable[[str, Path], str | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 from llmgallery.backends.loader import specs
 from llmgallery.catalog.index import Entry, Snapshot
 from llmgallery.catalog.registry import Registry
-from llmgallery.config.load import Outside
+from llmgallery.config.outside import Outside
 
 GGUF = b"GGUF\x03\x00\x00\x00" + bytes(16)
 

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmgallery.backends.loader import specs
-from llmgallery.config.load import LoadedModel, Outside, load_model, parse_model
+from llmgallery.config.load import LoadedModel, load_model, parse_model
 from llmgallery.config.nodes import MAX_BYTES, MAX_VISITS
+from llmgallery.config.outside import Outside
 from llmgallery.config.readers import MAX_PROBLEMS
 from llmgallery.templates import jinja
 

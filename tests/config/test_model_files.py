@@ -8,8 +8,9 @@ from llmgallery import paths
 from llmgallery.backends.loader import specs
 from llmgallery.catalog import weights
 from llmgallery.config.checks import NOT_YET
-from llmgallery.config.load import LoadedModel, Outside, load_model
+from llmgallery.config.load import LoadedModel, load_model
 from llmgallery.config.model import LOAD_KEYS, LOAD_PARAMETERS
+from llmgallery.config.outside import Outside
 from llmgallery.config.suggest import dotted, model_levels
 from llmgallery.templates import jinja, presets
 

@@ -1,0 +1,48 @@
+"""What config may not import and is handed: backends' specs, the templates' syntax, the files' formats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+
+class Spec(Protocol):
+    """What a BackendSpec says of its YAML keys."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def aliases(self) -> tuple[str, ...]: ...
+    @property
+    def options(self) -> type[msgspec.Struct]: ...
+    @property
+    def formats(self) -> tuple[str, ...]: ...
+    @property
+    def keys(self) -> frozenset[str]: ...
+    @property
+    def needs_weights(self) -> bool: ...
+
+
+class TemplateFault(Protocol):
+    """Why a template does not parse; line and column count from 1 in its own text."""
+
+    @property
+    def line(self) -> int: ...
+    @property
+    def message(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What config may not import. `template`: Jinja source -> its fault. `presets`: their names; None = not checked.
+
+    `recognise`: (weights reference, folder of the YAML) -> file format, None = not known (yet).
+    """
+
+    template: Callable[[str], TemplateFault | None] | None = None
+    presets: Collection[str] | None = None
+    recognise: Callable[[str, Path], str | None] | None = None

@@ -12,7 +12,7 @@ from llmgallery.metrics import CONTENT_TYPE, Metrics
 
 def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
     return {
-        (sample.name, *sample.labels.values()): sample.value
+        (sample.name, *(sample.labels[label] for label in sorted(sample.labels))): sample.value
         for family in text_string_to_metric_families(metrics.text().decode())
         for sample in family.samples
     }
@@ -27,9 +27,9 @@ def test_generations_are_counted_by_model_and_outcome() -> None:
     seen = samples(metrics)
     assert seen["llmgallery_generations_in_progress", "a"] == 1
     assert seen["llmgallery_generations_total", "a", "ok"] == 1
-    assert [seen["llmgallery_tokens_total", "a", kind] for kind in ("prompt", "completion", "cached")] == [10, 5, 2]
-    assert seen["llmgallery_time_to_first_token_seconds_bucket", "a", "0.25"] == 0
-    assert seen["llmgallery_time_to_first_token_seconds_bucket", "a", "0.5"] == 1
+    assert [seen["llmgallery_tokens_total", kind, "a"] for kind in ("prompt", "completion", "cached")] == [10, 5, 2]
+    assert seen["llmgallery_time_to_first_token_seconds_bucket", "0.25", "a"] == 0
+    assert seen["llmgallery_time_to_first_token_seconds_bucket", "0.5", "a"] == 1
     assert seen["llmgallery_generation_seconds_sum", "a"] == 1.5
 
 

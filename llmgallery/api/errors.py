@@ -153,7 +153,7 @@ def envelope(failure: Failure) -> dict[str, Any]:
         "param": failure.param,
         "code": failure.code,
     }
-    return {"error": {**body, "hints": failure.hints} if failure.hints else body}
+    return {"error": {**body, "hints": list(failure.hints)} if failure.hints else body}
 
 
 def to_response(failure: Failure) -> Response[bytes]:

@@ -22,6 +22,8 @@ from llmgallery.service.generation import Choice, Generation, Item, fold
 
 IDLE_SECONDS = 15.0
 PROGRESS_SECONDS = 0.5
+SHORTEST_WAIT = 0.25
+"""A model that is ready shows it within this time, whatever the client prefers."""
 BODY_BYTES = 32 * 1024 * 1024
 
 T = TypeVar("T")
@@ -92,11 +94,12 @@ def preferred_wait(headers: Mapping[str, str], longest: float) -> tuple[float, d
 async def whole(generation: Generation, wait: float) -> list[Choice]:
     """The whole answers. Raises Overloaded when the model is not ready within `wait` seconds; its load goes on."""
     began = time.monotonic()
-    try:
-        async with asyncio.timeout(wait):
+    with suppress(TimeoutError):
+        async with asyncio.timeout(max(wait, SHORTEST_WAIT)):
             await generation.accepted()
-    except TimeoutError:
-        raise _still_loading(generation, time.monotonic() - began) from None
+    if not generation.is_accepted and generation.progress is not None:
+        raise _still_loading(generation, time.monotonic() - began)
+    await generation.accepted()
     return await fold(generation)
 
 

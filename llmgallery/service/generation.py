@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
@@ -162,8 +163,9 @@ class Generation:
 
     async def _answer(self, index: int, request: Request) -> None:
         try:
-            async for event in self._events(index, request):
-                await self._items.put((index, event))
+            async with aclosing(self._events(index, request)) as events:
+                async for event in events:
+                    await self._items.put((index, _checked(event)))
         except Exception as exc:  # noqa: BLE001 - task border: the reader must hear of every failure
             self._fail(exc)
             await self._items.put((index, exc))
@@ -175,7 +177,7 @@ class Generation:
             self._accepted.set_exception(error)
             self._accepted.exception()  # retrieved: the client may have left
 
-    async def _events(self, index: int, request: Request) -> AsyncIterator[Event]:
+    async def _events(self, index: int, request: Request) -> AsyncGenerator[Event, None]:
         """All events of one answer. It is submitted once more when its worker died before it can have had a part in that."""
         dead: Handle | None = None
         while True:
@@ -185,7 +187,7 @@ class Generation:
                 await answer.accepted()
                 self._accept(index)
                 async for event in answer:
-                    yield _checked(event)
+                    yield event
                 return
             except WorkerDied:
                 if dead is not None or answer.started or answer.emitted:

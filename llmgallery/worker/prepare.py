@@ -30,7 +30,7 @@ def prepare(id: int, request: Request, config: ModelConfig, backend: Backend, lo
     else:
         tokens, stops = completion_tokens(request, backend, loaded), ()
         preamble = _prompt_text(request, backend) if request.echo else ""
-    check_fits(len(tokens), loaded.context_size)
+    check_fits(len(tokens), loaded.context_size, "messages" if isinstance(request, ChatRequest) else "prompt")
     sampling = request.sampling
     if sampling.max_tokens is not None and sampling.max_tokens < 0:
         sampling = msgspec.structs.replace(sampling, max_tokens=None)
@@ -60,13 +60,14 @@ def completion_tokens(request: CompletionRequest, backend: Backend, loaded: Load
     return tokens
 
 
-def check_fits(prompt_tokens: int, context_size: int) -> None:
-    """A prompt must leave room for one token at least. An answer that meets the end of the context ends with "length"."""
+def check_fits(prompt_tokens: int, context_size: int, field: str) -> None:
+    """A prompt, which came in `field`, must leave room for one token at least. An answer that meets the end of the context
+    ends with "length"."""
     if prompt_tokens >= context_size:
         raise ContextExceeded(
             f"the prompt has {prompt_tokens} tokens, but the context holds {context_size} with the answer: "
-            "shorten the messages, or raise context_size in the model's YAML",
-            field="messages",
+            f"shorten the {field}, or raise context_size in the model's YAML",
+            field=field,
         )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 import pytest
-from live_server import fits
 from litestar.exceptions import NotFoundException
+from live_server import fits
 
 from llmgallery.api import errors
 from llmgallery.api.errors import envelope, to_failure
@@ -41,7 +41,7 @@ def test_each_kind_has_its_status(kind: str, status: int) -> None:
     failure = to_failure(KINDS[kind]("it is so", field="a.b", hints=("one", "two")))
     assert (failure.status, failure.message) == (status, "it is so")
     body = fits("error", envelope(failure))
-    assert body["error"]["hints"] == ("one", "two")
+    assert body["error"]["hints"] == ["one", "two"]
     assert body["error"]["param"] == ("model" if kind == "ModelNotFound" else "a.b")
 
 

@@ -87,7 +87,9 @@ def test_loopback_names_are_ours(http: httpx.Client, host: str) -> None:
     assert http.get("/v1/models", headers={"host": host}).status_code == 200
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example.org", "null", "http://localhost.evil.org", "https://127.0.0.1.evil.org"])
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example.org", "null", "http://localhost.evil.org", "https://127.0.0.1.evil.org"]
+)
 def test_foreign_pages_are_forbidden(http: httpx.Client, origin: str) -> None:
     for reply in (
         http.get("/v1/models", headers={"origin": origin}),

@@ -77,12 +77,14 @@ def test_the_bundled_model_answers(client: OpenAI) -> None:
     assert reply.model == "pocket"
 
 
-def test_streamed_and_whole_answers_are_the_same_text(client: OpenAI) -> None:
-    for question in (QUESTION, "What is llmgallery?", "Hello!"):
-        whole = client.chat.completions.create(model="pocket", messages=user(question), temperature=0)
-        pieces = client.chat.completions.create(model="pocket", messages=user(question), temperature=0, stream=True)
-        streamed = "".join(chunk.choices[0].delta.content or "" for chunk in pieces)
-        assert streamed == whole.choices[0].message.content != ""
+@pytest.mark.parametrize("question", [QUESTION, "What is llmgallery?", "Hello!", "żółć 🌍", "Count to twenty", "a " * 30])
+def test_streamed_and_whole_answers_are_the_same_text(client: OpenAI, question: str) -> None:
+    limits = {"model": "pocket", "temperature": 0, "max_tokens": 40}
+    whole = client.chat.completions.create(messages=user(question), **limits)
+    pieces = client.chat.completions.create(messages=user(question), stream=True, **limits)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in pieces) == whole.choices[0].message.content != ""
+    text = client.completions.create(prompt=question, **limits).choices[0].text
+    assert "".join(chunk.choices[0].text for chunk in client.completions.create(prompt=question, stream=True, **limits)) == text
 
 
 def test_eight_streams_share_decodes(live: LiveServer, client: OpenAI, tmp_path) -> None:

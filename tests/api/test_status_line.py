@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import signal
 import socket
@@ -16,6 +17,8 @@ import openai
 import pytest
 from live_server import LiveServer, error_of, fits, sse, user
 from openai import OpenAI
+
+from llmgallery.config.units import Seconds
 
 CHAT = "/v1/chat/completions"
 
@@ -81,6 +84,14 @@ def test_a_whole_answer_waits_as_long_as_the_client_prefers(live: LiveServer, ht
     reply = http.post(CHAT, json=say("patient"), headers={"prefer": "wait=20"})
     assert reply.status_code == 200
     assert reply.headers["preference-applied"] == "wait=20"
+    assert http.post(CHAT, json=say("patient"), headers={"prefer": "wait=0"}).status_code == 200  # it is ready
+
+
+def test_waiting_for_ever_is_possible(tmp_path: Path) -> None:
+    with LiveServer(tmp_path, load_wait=Seconds(math.inf), stream_hold=Seconds(math.inf)) as server, server.http() as http:
+        server.add("echo")
+        for more in ({}, {"stream": True}):
+            assert http.post(CHAT, json=say("echo", **more)).status_code == 200
 
 
 def test_an_idle_stream_gets_keep_alives(live: LiveServer, http: httpx.Client, tmp_path: Path, monkeypatch) -> None:

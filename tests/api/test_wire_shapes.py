@@ -168,7 +168,8 @@ def test_characters_are_never_split(live: LiveServer, http: httpx.Client) -> Non
 
 
 def test_a_seed_decides_and_copies_of_a_seeded_request_differ(http: httpx.Client) -> None:
-    body = {"model": "pocket", "messages": user("Tell me a story."), "temperature": 1.9, "max_tokens": 16}
+    wild = {"temperature": 2, "top_k": 0, "top_p": 1, "min_p": 0}
+    body = {"model": "pocket", "messages": user("Tell me a story."), "max_tokens": 24, **wild}
 
     def answers(**more: int) -> list[str]:
         reply = fits("chat", http.post(CHAT, json={**body, **more}).json())

@@ -1,0 +1,194 @@
+"""The gallery without HTTP: names, merged requests, one generation of many answers, resubmission."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmgallery.cli.stack import Stack, build
+from llmgallery.config.settings import Settings
+from llmgallery.core.errors import InvalidField, ModelBroken, ModelNotFound, WorkerDied
+from llmgallery.core.events import Done, TextDelta, Usage
+from llmgallery.core.messages import say
+from llmgallery.core.requests import ChatRequest, CompletionRequest
+from llmgallery.core.sampling import Sampling
+from llmgallery.service import gallery as door
+from llmgallery.service.gallery import Ask, Gallery
+from llmgallery.service.generation import Generation, fold
+
+DEADLINE = 20.0
+
+
+class Folder:
+    """A gallery over one folder; `add` writes a model of echo's."""
+
+    def __init__(self, path: Path, stack: Stack) -> None:
+        self.path = path
+        self.stack = stack
+        self.gallery: Gallery = stack.gallery
+
+    def add(self, name: str, **config: Any) -> str:
+        (self.path / f"{name}.yaml").write_text(json.dumps({"backend": "echo", **config}))
+        self.stack.registry.refresh()
+        return name
+
+    async def until(self, holds: Callable[[], Any]) -> None:
+        never = asyncio.Event()
+        async with asyncio.timeout(DEADLINE):
+            while not holds():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(never.wait(), 0.005)
+
+    def state(self, name: str) -> Any:
+        return next((state for state in self.gallery.manager.states() if state.name == name), None)
+
+
+@pytest.fixture
+async def folder(tmp_path: Path) -> AsyncIterator[Folder]:
+    path = tmp_path / "models"
+    path.mkdir()
+    stack = build(Settings(models_dir=path, watch="off"))
+    await stack.gallery.start()
+    await stack.gallery.snapshot()
+    yield Folder(path, stack)
+    await stack.close()
+
+
+def chat(text: str, **sampling: Any) -> ChatRequest:
+    return ChatRequest((say("user", text),), Sampling(**sampling))
+
+
+async def test_a_generation_is_events_and_its_fold_is_the_answer(folder: Folder) -> None:
+    folder.add("echo")
+    async with await folder.gallery.generate(Ask("echo", (chat("one"), chat("four!")), copies=2)) as generation:
+        await generation.accepted()
+        texts = ["", "", "", ""]
+        ends: list[int] = []
+        async for index, event in generation:
+            if isinstance(event, TextDelta):
+                texts[index] += event.text
+            else:
+                ends.append(index)
+        assert texts == ["one", "one", "four!", "four!"]
+        assert sorted(ends) == [0, 1, 2, 3]
+        assert generation.usage == Usage(prompt_tokens=6 + 8, completion_tokens=4 + 4 + 6 + 6)
+    async with await folder.gallery.generate(Ask("echo", (chat("one"), chat("four!")), copies=2)) as generation:
+        assert [choice.text for choice in await fold(generation)] == texts
+
+
+async def test_leaving_early_cancels_what_still_runs(folder: Folder, tmp_path: Path) -> None:
+    folder.add("echo", options={"gate": str(tmp_path / "gate"), "gate_after": 1})
+    async with await folder.gallery.generate(Ask("echo", (chat("hello"),), copies=3, stream=True)) as generation:
+        await anext(generation)
+        assert folder.state("echo").busy == 1
+    assert folder.state("echo").busy == 0
+    async with await folder.gallery.generate(Ask("echo", (chat("x", max_tokens=1),))) as generation:
+        assert [choice.text for choice in await fold(generation)] == ["x"]
+
+
+async def test_names_are_resolved_and_broken_files_told_apart(folder: Folder) -> None:
+    folder.add("echo", aliases=["parrot"])
+    folder.add("wrong", parameters={"temprature": 1})
+    assert (await folder.gallery.model("parrot")).name == "echo"
+    assert [info.name for info in await folder.gallery.models()] == ["echo", "pocket"]
+    with pytest.raises(ModelBroken):
+        await folder.gallery.generate(Ask("wrong", (chat("x"),)))
+    with pytest.raises(ModelNotFound):
+        await folder.gallery.generate(Ask("nobody", (chat("x"),)))
+
+
+async def test_more_answers_than_a_request_may_ask_for(folder: Folder) -> None:
+    folder.add("echo")
+    prompts = tuple(CompletionRequest("x") for _ in range(door.MOST_ANSWERS // 2 + 1))
+    with pytest.raises(InvalidField):
+        await folder.gallery.generate(Ask("echo", prompts, copies=2))
+
+
+async def test_the_model_s_settings_lie_under_the_request_s(folder: Folder) -> None:
+    folder.add("echo", stopwords=["END"], parameters={"temperature": 0.1, "top_k": 3, "seed": 5})
+    request = ChatRequest((say("user", "x"),), Sampling(temperature=0.9), ("stop",))
+    entry = await folder.gallery.entry("echo")
+    first, second = door._spread(Ask("echo", (request,), copies=2), entry)
+    assert (first.sampling.temperature, first.sampling.top_k, first.sampling.top_p) == (0.9, 3, 0.95)
+    assert first.stop == ("stop", "END")
+    assert (first.sampling.seed, second.sampling.seed) == (5, 6)
+    random, again = door._spread(Ask("echo", (chat("x", seed=-1),), copies=2), entry)
+    assert random.sampling.seed == again.sampling.seed == -1
+
+
+async def test_one_failed_answer_fails_all(folder: Folder) -> None:
+    folder.add("echo", options={"crash_on": "die"})
+    generation = await folder.gallery.generate(Ask("echo", (chat("fine"), chat("die"))))
+    with pytest.raises(WorkerDied, match="SIGSEGV"):
+        async with generation:
+            await fold(generation)
+    assert folder.state("echo").busy == 0
+
+
+async def test_only_what_never_ran_is_submitted_again(folder: Folder, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    folder.add("echo", parallel=1, options={"gate": str(gate), "gate_after": 1})
+    running = await folder.gallery.generate(Ask("echo", (chat("first"),), stream=True))
+    waiting = await folder.gallery.generate(Ask("echo", (chat("second"),)))
+    async with running, waiting:
+        await anext(running)
+        await waiting.accepted()
+        os.kill(folder.state("echo").pid, signal.SIGKILL)
+        with pytest.raises(WorkerDied):
+            await _drain(running)
+        gate.touch()
+        assert [choice.text for choice in await fold(waiting)] == ["second"]
+    assert folder.gallery.manager.restarts == 1
+
+
+async def test_a_request_is_submitted_again_only_once(folder: Folder, tmp_path: Path) -> None:
+    """Both workers die with it waiting behind another."""
+    gate = tmp_path / "gate"
+    folder.add("echo", parallel=1, options={"gate": str(gate), "gate_after": 1})
+
+    async def occupy() -> Generation:
+        generation = await folder.gallery.generate(Ask("echo", (chat("first"),), stream=True))
+        await generation.__aenter__()
+        await anext(generation)
+        return generation
+
+    first = await occupy()
+    async with await folder.gallery.generate(Ask("echo", (chat("second"),))) as waiting:
+        await waiting.accepted()
+        before = folder.state("echo").pid
+        os.kill(before, signal.SIGKILL)
+        await folder.until(lambda: (state := folder.state("echo")).pid not in (None, before) and state.stats)
+        os.kill(folder.state("echo").pid, signal.SIGKILL)
+        with pytest.raises(WorkerDied):
+            await fold(waiting)
+    await first.__aexit__(None, None, None)
+
+
+async def test_text_may_be_waited_for_with_a_timeout_and_none_is_lost(folder: Folder) -> None:
+    folder.add("echo", options={"delay_ms": 3})
+    text = "a longer answer, letter by letter"
+    async with await folder.gallery.generate(Ask("echo", (chat(text),), stream=True)) as generation:
+        seen = ""
+        while True:
+            try:
+                async with asyncio.timeout(0.001):
+                    _, event = await anext(generation)
+            except TimeoutError:
+                continue
+            if isinstance(event, Done):
+                break
+            seen += event.text
+    assert seen == text
+
+
+async def _drain(generation: Generation) -> None:
+    async for _ in generation:
+        pass

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from terminal import llmgallery, serving
 
 from llmgallery.backends.loader import specs
 from llmgallery.cli import main
@@ -22,9 +23,6 @@ from llmgallery.config.settings import load_settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-sys.path.insert(0, str(ROOT / "tests" / "cli"))
-
-from terminal import llmgallery, serving  # noqa: E402 - lies beside the tests of the command line
 
 
 def documents() -> list[Path]:

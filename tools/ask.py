@@ -21,7 +21,8 @@ def served_at(lines: IO[str]) -> str | None:
 
 
 def main() -> int:
-    server = subprocess.Popen([*CLI, "serve", "--host", "127.0.0.1", "--port", "0"], stdout=subprocess.PIPE, text=True)
+    command = [*CLI, "serve", "--host", "127.0.0.1", "--port", "0", "--log-level", "warning"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
         url = served_at(server.stdout)

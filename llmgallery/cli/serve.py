@@ -24,13 +24,14 @@ from llmgallery.config.settings import Settings
 from llmgallery.core.errors import ConfigError, GalleryError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+log = logging.getLogger(__name__)
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 QUESTION = "What is llmgallery?"
 
 
 def serve(settings: Settings, path: Path | None) -> None:
     """Blocks until SIGINT or SIGTERM, then drains. Raises ConfigError."""
-    logging.basicConfig(level=settings.log_level.upper(), stream=sys.stderr, format=LOG_FORMAT)
+    _log_to_stderr(settings.log_level)
     _make_default_folder(settings)
     listener = bind(settings.host, settings.port)
     with contextlib.suppress(KeyboardInterrupt):
@@ -75,6 +76,8 @@ class Server(uvicorn.Server):
 
     def _leave(self) -> None:
         """The first signal drains, the second one does not wait."""
+        if not self.should_exit:
+            log.info("stopping; running answers get %g s, or until the next signal", self._stack.settings.drain)
         self.force_exit = self.should_exit
         self.should_exit = True
 
@@ -136,6 +139,12 @@ def curl(settings: Settings, port: int, model: str) -> str:
         lines.append('-H "Authorization: Bearer $LLMGALLERY_API_KEY"')
     lines.append(f"-d {shlex.quote(json.dumps(body, ensure_ascii=False))}")
     return " \\\n  ".join(lines)
+
+
+def _log_to_stderr(level: str) -> None:
+    """One line a record. What uvicorn says of its own life is ours to say, so only its warnings pass."""
+    logging.basicConfig(level=level.upper(), stream=sys.stderr, format=LOG_FORMAT)
+    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 def _make_default_folder(settings: Settings) -> None:

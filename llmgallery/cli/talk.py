@@ -21,6 +21,8 @@ from llmgallery.core.sampling import Sampling
 
 HELP = "/clear forgets the conversation, /bye or Ctrl-D ends it, Ctrl-C stops an answer"
 
+CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+
 
 class Source(Protocol):
     """Who answers: a server, or the stack in this process."""
@@ -52,7 +54,7 @@ class Talk:
                         display.show(None)
                         first = first or time.monotonic()
                         text.append(piece)
-                        print(piece, end="", flush=True)
+                        print(printable(piece) if sys.stdout.isatty() else piece, end="", flush=True)
                     case Done():
                         done = event
         answer = "".join(text)
@@ -70,10 +72,7 @@ class Talk:
         print(f"{self.model}: {HELP}", file=sys.stderr)
         start = list(self.history)
         with contextlib.suppress(EOFError):
-            while True:
-                prompt = read(">>> ").strip()
-                if prompt == "/bye":
-                    return
+            while (prompt := _typed(read)) != "/bye":
                 if prompt == "/clear":
                     self.history = list(start)
                 elif prompt in ("/help", "/?"):
@@ -88,6 +87,20 @@ class Talk:
             print(file=sys.stderr)
         except GalleryError as exc:
             print(f"Error: {exc.message}", file=sys.stderr)
+
+
+def _typed(read: Callable[[str], str]) -> str:
+    """The next prompt; Ctrl-C gives up the line, as in a shell. Raises EOFError at the end."""
+    try:
+        return read(">>> ").strip()
+    except KeyboardInterrupt:
+        print(f"\n{HELP}", file=sys.stderr)
+        return ""
+
+
+def printable(text: str) -> str:
+    """For a terminal: without control characters, by which a model's answer could steer it."""
+    return text.translate(CONTROLS)
 
 
 def statistics(usage: Usage, started: float, first: float | None, ended: float) -> str:

@@ -8,6 +8,8 @@ import sys
 import pytest
 from terminal import Terminal, llmgallery, serving
 
+from llmgallery import paths
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -170,6 +172,24 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(folder, tmp_path):
     terminal.until(">>> ")
     terminal.type("\x04")
     assert terminal.close() == 0
+
+
+@pytest.mark.parametrize("kind", ["dumb", "xterm-256color"])
+def test_the_first_question_downloads_and_shows_how_far(folder, tmp_path, hub, kind):
+    weights = next(paths.builtin("models").glob("*.gguf"))
+    hub.add("owner/repo", "tiny.gguf", weights)
+    half = weights.stat().st_size // 2
+    (folder / "tiny.yaml").write_text("parameters: {model: owner/repo/tiny.gguf, temperature: 0}\n")
+    env = {"HF_ENDPOINT": hub.url, "TERM": kind}
+    held = hub.hold("owner/repo/tiny.gguf", half)
+    terminal = Terminal("run", "tiny", "What is the capital of France?", cwd=tmp_path, **env)
+    terminal.until("downloading tiny")
+    hub.wait_for_bytes("owner/repo/tiny.gguf", half)
+    held.set()
+    terminal.until("The capital of France is Paris.")
+    assert terminal.close() == 0
+    again = llmgallery("run", "tiny", "Who are you?", cwd=tmp_path, HF_HUB_OFFLINE="1")
+    assert "I am pocket" in again.stdout and "downloading" not in again.stderr
 
 
 def test_help_is_quick_and_imports_nothing_heavy(tmp_path):

@@ -168,6 +168,15 @@ def test_a_gguf_by_path_is_the_default(folder, tmp_path):
         assert answer(chat(server, "parrot", "Hi")) == "Hi"
 
 
+def test_a_model_file_by_path_is_the_default(folder, tmp_path):
+    (tmp_path / "somewhere").mkdir()
+    path = tmp_path / "somewhere" / "file.yaml"
+    path.write_text("name: mine\nbackend: echo\noptions: {reply: it is mine}\n")
+    with serving(folder, LLMGALLERY_MODEL=str(path)) as server:
+        assert '"model": "mine"' in server.said
+        assert answer(chat(server, "", "Hi")) == "it is mine"
+
+
 def test_a_key_is_asked_for(folder, tmp_path):
     with serving(folder, "--api-key", "one", LLMGALLERY_API_KEYS="two,three") as server:
         assert '-H "Authorization: Bearer $LLMGALLERY_API_KEY"' in server.said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import threading
 
 import pytest
@@ -50,9 +51,12 @@ def test_leaving_early_closes_the_generator():
 
 def test_ctrl_c_cancels_the_work_and_waits_for_its_end():
     log: list[str] = []
+    main = threading.main_thread().ident or 0
 
     async def work() -> None:
-        threading.Timer(0, signal.raise_signal, [signal.SIGINT]).start()
+        while sys._current_frames()[main].f_code.co_name != "wait":  # noqa: ASYNC110 - nothing tells when a thread waits
+            await asyncio.sleep(0)
+        signal.pthread_kill(main, signal.SIGINT)
         try:
             await asyncio.Event().wait()
         finally:

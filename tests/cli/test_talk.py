@@ -9,7 +9,7 @@ import pytest
 from llmgallery.cli.display import Display, size
 from llmgallery.cli.portal import Portal
 from llmgallery.cli.remote import Remote, is_loopback, read_events
-from llmgallery.cli.talk import Talk, sampling, statistics
+from llmgallery.cli.talk import Talk, printable, sampling, statistics
 from llmgallery.core.errors import GalleryError
 from llmgallery.core.events import Done, Progress, TextDelta, Usage
 from llmgallery.core.messages import say
@@ -62,6 +62,24 @@ def test_a_chat_keeps_its_history_until_it_is_cleared(portal, capsys):
         [system, ("user", "three")],
     ]
     assert capsys.readouterr().out == "answer 1\nanswer 2\nanswer 3\n"
+
+
+def test_ctrl_c_at_the_prompt_gives_up_the_line(portal, capsys):
+    source = Played([TextDelta("fine"), Done("stop")])
+    lines: list[str | type[BaseException]] = [KeyboardInterrupt, "go on", EOFError]
+
+    def read(prompt: str) -> str:
+        line = lines.pop(0)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    Talk(portal, source, "m").chat(read)
+    assert capsys.readouterr().out == "fine\n"
+
+
+def test_an_answer_cannot_steer_the_terminal():
+    assert printable("a\tb\nc\x1b[2Jd\x9be\rf") == "a\tb\nc\ufffd[2Jd\ufffde\ufffdf"
 
 
 def test_an_error_costs_one_answer_and_no_history(portal, capsys):
@@ -197,7 +215,7 @@ async def test_nobody_at_the_address():
     async with Remote("http://127.0.0.1:9/v1") as remote:
         assert remote.url == "http://127.0.0.1:9"
         assert not await remote.answers()
-        with pytest.raises(GalleryError, match="the server at http://127.0.0.1:9 does not answer"):
+        with pytest.raises(GalleryError, match=r"the server at http://127\.0\.0\.1:9 does not answer"):
             await remote.get("/v1/models")
     async with Remote("no url at all") as remote:
         assert not await remote.answers()

@@ -1,4 +1,4 @@
-"""The command line as a user has it: processes, pipes and a pseudo-terminal. For the tests beside it."""
+"""The command line as a user has it: processes, pipes and a pseudo-terminal."""
 
 from __future__ import annotations
 

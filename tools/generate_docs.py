@@ -69,14 +69,19 @@ async def _build() -> Any:
     return create_app(stack.build(Settings()).gallery, Settings())
 
 
+EXPECTED = {"POST /v1/embeddings": "Vectors for texts."}
+"""What users of such servers look for, whether it is there or not."""
+
+
 def endpoints() -> str:
-    rows = []
+    rows = {name: f"not yet: {what}" for name, what in EXPECTED.items()}
     for route in asyncio.run(_build()).routes:
         for handler in getattr(route, "route_handlers", []):
             for method in sorted(handler.http_methods - {"OPTIONS", "HEAD"}):
                 doc = (handler.fn.__doc__ or "").strip().partition("\n")[0].partition(" Raises ")[0]
-                rows.append((f"`{method} {route.path_format}`", doc))
-    return table(("endpoint", "what it does"), sorted(rows, key=lambda row: row[0].split()[1]))
+                rows[f"{method} {route.path_format}"] = doc
+    quoted = [(f"`{name}`", what) for name, what in rows.items()]
+    return table(("endpoint", "what it does"), sorted(quoted, key=lambda row: row[0].split()[1]))
 
 
 FEATURES: dict[str, dict[str, Any]] = {

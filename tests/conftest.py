@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -13,3 +14,7 @@ def hub() -> Iterator[LoopbackHub]:
     """A Hub on loopback: see loopback_hub.LoopbackHub. Servers under test get HF_ENDPOINT=hub.url."""
     with LoopbackHub() as loopback:
         yield loopback
+
+
+# A shell starts its background jobs with SIGINT ignored, and who inherits that waits for a Ctrl-C for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Coroutine, Generator
+from concurrent import futures
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
+SIGNAL_SECONDS = 0.2
 
 
 class Portal:
@@ -40,6 +42,9 @@ class Portal:
 
         future = asyncio.run_coroutine_threadsafe(watched(), self._loop)
         try:
+            # A signal that comes just before the thread begins to wait does not wake it: so it never waits for long.
+            while not futures.wait([future], timeout=SIGNAL_SECONDS).done:
+                pass
             return future.result()
         except BaseException:
             if not future.done() and future.cancel():

@@ -25,6 +25,8 @@ from llmgallery.core.errors import ConfigError, GalleryError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 log = logging.getLogger(__name__)
+CUT_SECONDS = 10.0
+"""After the drain: for errors to reach their clients, and for a worker that has to be killed."""
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 QUESTION = "What is llmgallery?"
 
@@ -52,11 +54,11 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: Litestar, stack: Stack) -> None:
         settings = stack.settings
-        drain = int(min(settings.drain, 24 * 3600))
-        super().__init__(
-            uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=drain, server_header=False)
-        )
+        self._drain = min(settings.drain, 24 * 3600)
+        cut = int(self._drain + CUT_SECONDS)
+        super().__init__(uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=cut, server_header=False))
         self._stack = stack
+        self._drained = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -75,11 +77,28 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def _leave(self) -> None:
-        """The first signal drains, the second one does not wait."""
+        """The first signal drains, the second one does not wait for answers, the third one for nothing."""
         if not self.should_exit:
             log.info("stopping; running answers get %g s, or until the next signal", self._stack.settings.drain)
-        self.force_exit = self.should_exit
-        self.should_exit = True
+            self.should_exit = True
+        elif not self._drained.is_set():
+            self._drained.set()
+        else:
+            self.force_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """What still runs when the time is up is ended by us, so that its client is told why; uvicorn would cut it off."""
+        ending = asyncio.create_task(self._end_answers(), name="ends what outlasts the drain")
+        await super().shutdown(sockets)
+        self._drained.set()
+        await ending
+
+    async def _end_answers(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._drain):
+                await self._drained.wait()
+        self._drained.set()
+        await self._stack.close()
 
     async def _tell(self, port: int) -> None:
         snapshot = await self._stack.gallery.snapshot()

@@ -14,7 +14,7 @@ MAILBOX_BYTES = 1024 * 1024
 
 class Answer:
     """An async iterator of events that ends after Done. A slow reader holds only its own answer: adjacent text is merged,
-    and above MAILBOX_BYTES of unread text the answer is cancelled.
+    and what comes on top of unread text beyond MAILBOX_BYTES cancels the answer.
 
     `started`: it may have been in the batch in which its worker died, so it must not be tried again.
     """
@@ -109,7 +109,7 @@ class Answer:
     def _overflows(self, event: TextDelta) -> bool:
         if self._failure is not None:
             return True
-        if self._unread + len(event.text) <= MAILBOX_BYTES:
+        if not self._unread or self._unread + len(event.text) <= MAILBOX_BYTES:
             return False
         self._failure = Overloaded(f"the client did not read for {MAILBOX_BYTES} characters; its answer was cancelled")
         self.cancel()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import itertools
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,6 +40,8 @@ from llmgallery.wire.frames import (
     Tokenize,
 )
 
+_log = logging.getLogger(__name__)
+
 
 class Handle:
     """One loaded model. Made by `start`; `ended` is done when the process is gone."""
@@ -64,7 +66,11 @@ class Handle:
         cls, name: str, backend: str, config: ModelConfig, files: Sequence[Path], on_progress: Callable[[float], None]
     ) -> Handle:
         """Spawns a worker and waits until it has loaded. Raises LoadError, BadWeights, BackendMissing, WorkerDied."""
-        handle = cls(name, await WorkerProcess.spawn(), on_progress)
+        try:
+            process = await WorkerProcess.spawn()
+        except OSError as exc:
+            raise LoadError(f"the system starts no process for model {name}: {exc}") from exc
+        handle = cls(name, process, on_progress)
         try:
             handle._send(Load(config, backend, tuple(str(file) for file in files)))
             await asyncio.shield(handle._ready)
@@ -113,10 +119,10 @@ class Handle:
         result = await self._ask(Render(next(self._ids), self._configure(config), request))
         return result.text, result.tokens
 
-    async def stop(self) -> None:
-        """Returns when the process is gone. Open requests fail."""
+    async def stop(self, why: GalleryError | None = None) -> None:
+        """Returns when the process is gone. Open requests fail with `why`."""
         if not self.ended.done():
-            self.failure = self.failure or LoadError(f"model {self.name} was unloaded")
+            self.failure = self.failure or why or LoadError(f"model {self.name} was unloaded")
         await self._process.stop()
         await self._reader
 
@@ -158,8 +164,10 @@ class Handle:
                 self._dispatch(report)
         except (FrameError, LoadError) as exc:
             self.failure = self.failure or LoadError(f"the worker of model {self.name} does not speak our protocol: {exc}")
-        with contextlib.suppress(ProcessLookupError):
-            await self._bury()
+        except Exception as exc:  # noqa: BLE001 - task border: whoever waits for this worker must hear of it
+            _log.exception("model %s: what its worker says cannot be heard any more", self.name)
+            self.failure = self.failure or LoadError(f"the server lost the worker of model {self.name}: {exc}")
+        await self._bury()
 
     async def _bury(self) -> None:
         await self._process.stop()

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -17,7 +17,7 @@ from llmgallery.backends.loader import specs
 from llmgallery.catalog.index import Entry
 from llmgallery.catalog.weights import backend_for
 from llmgallery.config.model import ModelConfig, load_options
-from llmgallery.core.errors import LoadError, Overloaded
+from llmgallery.core.errors import GalleryError, LoadError, Overloaded
 from llmgallery.core.events import Progress
 from llmgallery.runtime import memory, policy
 from llmgallery.runtime.handle import Handle
@@ -76,11 +76,11 @@ class Manager:
             async with asyncio.timeout(drain):
                 while self._leases:
                     await self._next_change()
-        for task in [*self._tasks, *([self._reaper] if self._reaper else [])]:
+        tasks = [*self._tasks, *([self._reaper] if self._reaper else [])]
+        for task in tasks:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        await asyncio.gather(*(self._unload(resident) for resident in list(self._residents.values())))
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(self._unload(resident, _shutting_down()) for resident in list(self._residents.values())))
 
     # --- leases ----------------------------------------------------------------------------------------------------------
 
@@ -90,9 +90,9 @@ class Manager:
 
     async def _acquire(self, lease: Lease, entry: Entry) -> Handle:
         self._release(lease)
-        if self._stopping:
-            raise Overloaded("the server is shutting down", retry_after=10)
+        self._refuse_when_stopping()
         files = await self._ensure(lease, entry)
+        self._refuse_when_stopping()
         resident = self._resident(entry, files)
         resident.leases += 1  # from here on nobody evicts it, also while it loads
         self._leases[lease] = resident
@@ -102,6 +102,10 @@ class Manager:
         except BaseException:
             self._release(lease)
             raise
+
+    def _refuse_when_stopping(self) -> None:
+        if self._stopping:
+            raise _shutting_down()
 
     async def _ensure(self, lease: Lease, entry: Entry) -> list[Path]:
         """Raises HubError, ConfigError."""
@@ -122,12 +126,15 @@ class Manager:
             resident.board.post(Progress("queued"))
             resident.loading = self._spawn(self._load(resident, entry), f"load {resident.name}")
             self._changed()
-        loading = asyncio.shield(resident.loading)
+        loading = resident.loading
         follow = asyncio.create_task(_follow(resident.board, lease.board))
         try:
-            return await loading
+            await asyncio.wait({loading})
         finally:
             follow.cancel()
+        if loading.cancelled():
+            self._refuse_when_stopping()
+        return loading.result()
 
     def _release(self, lease: Lease) -> None:
         resident = self._leases.pop(lease, None)
@@ -164,7 +171,6 @@ class Manager:
                 lambda fraction: resident.board.post(Progress("loading", fraction)),
             )
         except Overloaded:
-            resident.board.post(None)
             raise
         except Exception as exc:
             resident.failed(str(exc), time.monotonic())
@@ -172,6 +178,7 @@ class Manager:
         finally:
             resident.loading = None
             resident.reserved = False
+            resident.board.post(None)
             self._changed()
         resident.loaded(handle, time.monotonic())
         self._spawn(self._watch(resident, handle), f"watch {resident.name}")
@@ -188,8 +195,8 @@ class Manager:
                 f"model {resident.name} waited {self._queue_wait:.0f} s for its turn to load", retry_after=10
             ) from None
         try:
-            if resident.leaving is not None:
-                await asyncio.shield(resident.leaving.ended)
+            if (going := resident.leaving or resident.handle) is not None:
+                await asyncio.shield(going.ended)
             free = self._free(resident)
             idle = sum(other.bytes for other in self._others(resident) if policy.is_evictable(other.facts()))
             plan = await asyncio.to_thread(memory.plan, entry.config, resident.files, free, free + idle)
@@ -274,16 +281,21 @@ class Manager:
         await asyncio.gather(*(self._unload(resident) for resident in loaded))
         return bool(loaded)
 
-    async def _unload(self, resident: Resident) -> None:
-        """Returns when the process is gone and its memory is free."""
-        handle = resident.handle
+    def _unload(self, resident: Resident, why: GalleryError | None = None) -> Awaitable[None]:
+        """From the call on, not only when it is awaited, new requests start a new worker: who decided that this one goes must
+        not see it busy again. Awaited, the process is gone and its memory is free."""
+        if resident.handle is not None:
+            resident.handle, resident.leaving = None, resident.handle
+        return self._end(resident, resident.leaving, why)
+
+    async def _end(self, resident: Resident, handle: Handle | None, why: GalleryError | None) -> None:
         if handle is None:
             return
-        resident.handle, resident.leaving = None, handle  # from here on new requests start a new worker
         try:
-            await handle.stop()
+            await handle.stop(why)
         finally:
-            resident.leaving = None
+            if resident.leaving is handle:
+                resident.leaving = None
             self._changed()
 
     def retain(self, entries: Mapping[str, Entry]) -> None:
@@ -296,8 +308,7 @@ class Manager:
         while True:
             now = time.monotonic()
             facts = [resident.facts() for resident in self._residents.values() if resident.handle is not None]
-            for key in policy.expired(facts, now):
-                await self._unload(self._residents[key])
+            await asyncio.gather(*(self._unload(self._residents[key]) for key in policy.expired(facts, now)))
             self._forget()
             due = policy.next_expiry([resident.facts() for resident in self._residents.values() if resident.handle is not None])
             with contextlib.suppress(TimeoutError):
@@ -337,8 +348,11 @@ class Manager:
 
 
 def load_key(backend: str, config: ModelConfig, files: list[Path]) -> str:
-    """Equal for models that can share a worker: backend, files by path, size and time, load options."""
-    identity = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    """Equal for models that can share a worker: backend, files by path, size and time, load options. Raises LoadError."""
+    try:
+        identity = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    except OSError as exc:
+        raise LoadError(f"{exc.filename} cannot be read: {exc.strerror}") from exc
     named = ("backend", "model", "parameters.model")  # what they mean is in the other two
     options = {key: value for key, value in load_options(config).items() if key not in named}
     return hashlib.sha256(msgspec.json.encode([backend, identity, options], order="sorted")).hexdigest()[:16]
@@ -349,6 +363,10 @@ async def _follow(source: Board, target: Board) -> None:
     while True:
         target.post(source.value)
         await source.changed()
+
+
+def _shutting_down() -> Overloaded:
+    return Overloaded("the server is shutting down", retry_after=10)
 
 
 def _gib(size: int) -> str:

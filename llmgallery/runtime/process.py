@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -16,13 +17,14 @@ from llmgallery.wire.channel import ParentChannel
 from llmgallery.wire.frames import Stop
 
 LOG_LINES = 200
+HINT_LINES = 24
 STOP_SECONDS = 5.0
-SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "LLMGALLERY_API_KEY")
+SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|_KEYS?$", re.IGNORECASE)
 
 
 def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """What a worker sees: no keys, and no network through the Hub's libraries."""
-    kept = {name: value for name, value in environment.items() if name not in SECRETS and not name.endswith("_API_KEYS")}
+    kept = {name: value for name, value in environment.items() if not SECRET.search(name)}
     return {**kept, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 
@@ -43,6 +45,7 @@ class WorkerProcess:
             try:
                 process = await asyncio.create_subprocess_exec(
                     sys.executable,
+                    "-P",  # the folder that the server was started in holds no modules of ours
                     "-m",
                     "llmgallery.worker",
                     str(theirs.fileno()),
@@ -56,7 +59,11 @@ class WorkerProcess:
             except BaseException:
                 ours.close()
                 raise
-        return cls(process, await ParentChannel.open(ours))
+        try:
+            return cls(process, await ParentChannel.open(ours))
+        except BaseException:
+            ours.close()  # it ends with its connection
+            raise
 
     @property
     def pid(self) -> int:
@@ -96,8 +103,10 @@ class WorkerProcess:
 
     def died(self, status: int, name: str) -> WorkerDied:
         """The error of everybody who had a request there."""
-        lines = tuple(self.log)[-8:]
-        tail = f"; its last words: {lines[-1]}" if lines else ""
+        lines = tuple(self.log)[-HINT_LINES:]
+        fatal = [line for line in lines if line.startswith("Fatal Python error")]  # what follows it is the stack
+        words = (fatal or list(lines))[-1:]
+        tail = f"; its last words: {words[0]}" if words else ""
         return WorkerDied(f"the process of model {name} ended {describe_status(status)}{tail}", hints=lines)
 
 

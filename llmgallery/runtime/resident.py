@@ -69,8 +69,9 @@ class Resident:
 
     @property
     def live(self) -> Handle | None:
-        """The worker that can take requests."""
-        return self.handle if self.handle is not None and not self.handle.ended.done() else None
+        """The worker that can take requests: one that has said why it must end takes none, though it is still there."""
+        handle = self.handle
+        return handle if handle is not None and handle.failure is None and not handle.ended.done() else None
 
     @property
     def holds_memory(self) -> bool:
@@ -84,22 +85,21 @@ class Resident:
         self.handle = handle
         self.error = None
         self._loaded_at = now
-        self.board.post(None)
         self.used(now)
 
     def failed(self, error: str, now: float) -> None:
         """The first failure is retried at once, those that follow it soon after later and later."""
         stable = self._loaded_at and now - self._loaded_at > STABLE_SECONDS
         self.failures = 1 if stable else self.failures + 1
+        self._loaded_at = 0.0  # one long life excuses one failure
         delay = FIRST_DELAY * 2.0 ** (self.failures - 2) if self.failures > 1 else 0.0
         self.retry_at = now + min(delay, LONGEST_DELAY)
         self.error = error
-        self.board.post(None)
 
     def retain(self, entries: Mapping[str, Entry]) -> None:
-        """Forget the entries that are gone or that want another load now."""
+        """Forget the entries that are gone or that want another load now; the others say from now on when to unload."""
         self.entries = {
-            name: entry
+            name: entries[name]
             for name, entry in self.entries.items()
             if name in entries and load_options(entries[name].config) == load_options(entry.config)
         }

@@ -10,7 +10,7 @@ import msgspec
 from llmgallery.catalog.registry import Entry, Registry, Snapshot
 from llmgallery.config.merge import merge_sampling, merge_stops
 from llmgallery.config.settings import Settings
-from llmgallery.core.errors import InvalidField, Overloaded
+from llmgallery.core.errors import InvalidField
 from llmgallery.core.requests import Request
 from llmgallery.core.sampling import Sampling
 from llmgallery.metrics import Metrics
@@ -103,12 +103,11 @@ class Gallery:
         )
 
     async def generate(self, ask: Ask) -> Generation:
-        """The answers, to be entered with `async with`. Raises RequestError, ModelNotFound, ModelBroken, Overloaded; what
-        the worker finds comes from Generation.accepted."""
+        """The answers, to be entered with `async with`. Raises RequestError, ModelNotFound, ModelBroken; a
+        full model is told on entering, what the worker finds by Generation.accepted."""
         entry = await self.entry(ask.model, ask.token)
         warnings = settle(ask.wishes, entry.config.on_unsupported, entry.name)
         requests = _spread(ask, entry)
-        self._check_limit(entry)
         return Generation(
             entry,
             self.manager.lease(entry),
@@ -119,15 +118,6 @@ class Gallery:
             coalesce=not ask.stream,
             warnings=warnings,
         )
-
-    def _check_limit(self, entry: Entry) -> None:
-        limits = entry.config.limits
-        running = self._running[entry.name]
-        if limits.max_concurrent is not None and running >= limits.max_concurrent:
-            raise Overloaded(
-                f"model {entry.name} already answers {running} requests, as many as its limits.max_concurrent allows",
-                retry_after=limits.retry_after_seconds if limits.retry_after_seconds is not None else 1,
-            )
 
 
 def _info(entry: Entry) -> ModelInfo:

@@ -15,7 +15,7 @@ import msgspec
 
 from llmgallery import __version__
 from llmgallery.catalog.registry import Entry
-from llmgallery.core.errors import Cancelled, GalleryError, WorkerDied, from_info
+from llmgallery.core.errors import Cancelled, GalleryError, Overloaded, WorkerDied, from_info
 from llmgallery.core.events import Done, Event, Progress, Reason, TextDelta, Usage
 from llmgallery.core.requests import Request
 from llmgallery.metrics import Metrics
@@ -35,9 +35,9 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 class Generation:
-    """Used with `async with`: entering starts it, leaving cancels at once what still runs. An async iterator of
-    (index, event) that ends after the last Done; index = prompt * copies + copy. Raises GalleryError: one failed answer
-    fails all.
+    """Used with `async with`: entering starts it (Overloaded when the model's limit is reached), leaving cancels at once
+    what still runs. An async iterator of (index, event) that ends after the last Done; index = prompt * copies + copy.
+    Raises GalleryError: one failed answer fails all.
 
     `requests`: all copies of a prompt stand together. `running`: open generations by model. `coalesce`: nobody streams it.
     """
@@ -113,6 +113,7 @@ class Generation:
         )
 
     async def __aenter__(self) -> Self:
+        self._check_limit()
         await self._lease.__aenter__()
         self._metrics.began(self.entry.name)
         self._running[self.entry.name] += 1
@@ -130,6 +131,15 @@ class Generation:
             await self._lease.__aexit__(kind, error, trace)
             self._running[self.entry.name] -= 1
             self._metrics.ended(self.entry.name, self._outcome(), time.monotonic() - self._started, self.usage)
+
+    def _check_limit(self) -> None:
+        """Here, where the count grows: a check that comes earlier lets more in than the limit allows."""
+        limits, running = self.entry.config.limits, self._running[self.entry.name]
+        if limits.max_concurrent is not None and running >= limits.max_concurrent:
+            raise Overloaded(
+                f"model {self.entry.name} already answers {running} requests, as many as its limits.max_concurrent allows",
+                retry_after=limits.retry_after_seconds if limits.retry_after_seconds is not None else 1,
+            )
 
     def __aiter__(self) -> AsyncIterator[Item]:
         return self

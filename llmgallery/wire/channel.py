@@ -104,7 +104,7 @@ class ParentChannel:
             return None
 
     def send(self, frame: Command) -> None:
-        """Queues the frame: requests are small, and a child that stops reading is killed by its watchdog."""
+        """Queues the frame; never waits for the child to read it."""
         self._writer.write(encode(frame))
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import traceback
 
 from llmgallery.wire.channel import ChildChannel
 from llmgallery.wire.frames import Report
@@ -37,3 +38,6 @@ class Outbox:
                 self._channel.send(frame)
             except OSError:
                 os._exit(0)  # the parent is gone
+            except Exception:  # noqa: BLE001 - the thread's border: without it the worker would live on and say nothing
+                traceback.print_exc()
+                os._exit(1)

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -120,6 +121,34 @@ def test_after_drain_seconds_answers_are_cut(folder, tmp_path):
             next(response.iter_lines())
             server.process.send_signal(signal.SIGTERM)
             assert server.process.wait(DEADLINE) == 0
+
+
+@pytest.mark.parametrize("signals", [1, 2], ids=["the drain is over", "the second signal"])
+def test_who_is_still_answered_at_the_end_is_told_why(folder, tmp_path, signals):
+    never = tmp_path / "never"
+    (folder / "stuck.yaml").write_text(f"backend: echo\noptions: {{gate: {never}, gate_after: 2}}\n")
+    (folder / "loading.yaml").write_text(f"backend: echo\noptions: {{load_gate: {never}}}\n")
+    with serving(folder, "--drain", "0" if signals == 1 else "1h") as server, ThreadPoolExecutor(2) as pool:
+        body = {"model": "stuck", "stream": True, "messages": [{"role": "user", "content": "one two three"}]}
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=DEADLINE) as response:
+            lines = response.iter_lines()
+            next(lines)
+            whole = [pool.submit(chat, server, model, "one two three") for model in ("stuck", "loading")]
+            wait_until(lambda: running(server.url) == 3)
+            server.process.send_signal(signal.SIGTERM)
+            if signals == 2:
+                wait_until(lambda: not listening(server.url))
+                server.process.send_signal(signal.SIGTERM)
+            assert '"message":"the server is shutting down"' in list(lines)[-2]
+        for reply in (future.result(DEADLINE) for future in whole):
+            assert (reply.status_code, reply.json()["error"]["code"], reply.headers["retry-after"]) == (503, "overloaded", "10")
+        assert server.process.wait(DEADLINE) == 0
+    assert "Traceback" not in server.log.read_text()
+
+
+def running(url: str) -> int:
+    lines = httpx.get(f"{url}/metrics", timeout=DEADLINE).text.splitlines()
+    return sum(int(float(line.split()[1])) for line in lines if line.startswith("llmgallery_generations_in_progress{"))
 
 
 def test_no_orphans_when_it_is_killed(folder):

@@ -148,8 +148,11 @@ async def test_a_crash_inside_a_decode_costs_only_its_own_requests(tmp_path, how
     other = entry("other")
     async with running(tmp_path) as manager:
         await ask(manager, other, "before")
-        with pytest.raises(WorkerDied, match=how.name):
+        with pytest.raises(WorkerDied, match=how.name) as caught:
             await ask(manager, who, "boom")
+        if how is signal.SIGSEGV:  # the stack of the crash is in the log
+            assert "Fatal Python error: Segmentation fault" in str(caught.value)
+            assert any("decode" in line for line in caught.value.hints)
         assert (await ask(manager, who, "again"))[0] == "again"
         assert (await ask(manager, other, "after"))[0] == "after"
         assert manager.restarts == 1
@@ -211,6 +214,13 @@ async def test_an_unknown_backend_is_a_load_error(tmp_path) -> None:
     async with running(tmp_path) as manager:
         with pytest.raises((LoadError, BackendMissing), match="no backend nosuch"):
             await ask(manager, entry(backend="nosuch"), "x")
+
+
+async def test_weights_that_vanish_are_a_load_error(tmp_path) -> None:
+    async with running(tmp_path, {"a": 10}) as manager:
+        (tmp_path / "a.weights").unlink()
+        with pytest.raises(LoadError, match="a.weights cannot be read"):
+            await ask(manager, entry("a"), "x")
 
 
 async def test_progress_is_told_while_a_model_loads(tmp_path) -> None:

@@ -15,19 +15,19 @@ from llmgallery.runtime.resident import STABLE_SECONDS, Resident
 from llmgallery.wire.frames import Fatal
 
 
-async def test_a_model_that_is_asked_for_while_another_is_unloaded_stays(tmp_path) -> None:
+async def test_a_model_that_is_asked_for_while_another_is_unloaded_answers(tmp_path) -> None:
     first, second = entry("first"), entry("second", context_size=512)
     async with running(tmp_path) as manager:
         async with manager.lease(first) as lease, manager.lease(second) as other:
-            going, staying = await lease.handle(), await other.handle()
+            going, _ = await lease.handle(), await other.handle()
             manager.retain({})  # both are unloaded as soon as they are idle
-        while going.failure is None:
+        while going.failure is None:  # noqa: ASYNC110 - nobody tells of it
             await asyncio.sleep(0)
         async with manager.lease(second) as lease:
-            assert await lease.handle() is staying
+            handle = await lease.handle()
             await going.ended
-            await manager._next_change()
-            answer = staying.submit(chat("still here"), second.config)
+            await handle.tokenize("the unloading has gone on")
+            answer = handle.submit(chat("still here"), second.config)
             *deltas, done = [event async for event in answer]
             assert ("".join(delta.text for delta in deltas), done.reason) == ("still here", "stop")
 

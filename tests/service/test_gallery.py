@@ -15,7 +15,7 @@ import pytest
 
 from llmgallery.cli.stack import Stack, build
 from llmgallery.config.settings import Settings
-from llmgallery.core.errors import InvalidField, ModelBroken, ModelNotFound, WorkerDied
+from llmgallery.core.errors import InvalidField, ModelBroken, ModelNotFound, Overloaded, WorkerDied
 from llmgallery.core.events import Done, TextDelta, Usage
 from llmgallery.core.messages import say
 from llmgallery.core.requests import ChatRequest, CompletionRequest
@@ -192,3 +192,14 @@ async def test_text_may_be_waited_for_with_a_timeout_and_none_is_lost(folder: Fo
 async def _drain(generation: Generation) -> None:
     async for _ in generation:
         pass
+
+
+async def test_two_that_come_at_once_do_not_both_pass_a_limit_of_one(folder: Folder) -> None:
+    folder.add("one", limits={"max_concurrent": 1})
+    first, second = [await folder.gallery.generate(Ask("one", (chat("hi"),))) for _ in range(2)]
+    async with first:
+        with pytest.raises(Overloaded, match="already answers 1 requests"):
+            await second.__aenter__()
+        assert (await fold(first))[0].text == "hi"
+    async with await folder.gallery.generate(Ask("one", (chat("next"),))) as third:
+        assert (await fold(third))[0].text == "next"

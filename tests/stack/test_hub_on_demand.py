@@ -100,6 +100,25 @@ def test_a_killed_server_resumes_where_it_was(hub, weights, models, tmp_path) ->
     assert any("range" in {name.lower() for name in seen.headers} for seen in hub.requests)
 
 
+def test_a_server_that_stops_in_a_download_says_so_and_resumes(hub, weights, models, tmp_path) -> None:
+    half = len(weights) // 2
+    hold = hub.hold(FILE, half)
+    with ServerProcess(models, "--drain", "0", environment=environment(hub, tmp_path)) as server, ThreadPoolExecutor(1) as pool:
+        told = pool.submit(ask, server)
+        hub.wait_for_bytes(FILE, half)
+        wait_for_partial(tmp_path / "hf", half // 2)
+        assert server.stop() == 0
+        with pytest.raises(openai.InternalServerError, match="download was stopped") as caught:
+            told.result()
+        assert caught.value.status_code == 503
+        assert "Traceback" not in server.output
+    hold.set()
+    before = hub.sent(FILE)
+    with ServerProcess(models, environment=environment(hub, tmp_path)) as server:
+        assert ask(server) == ANSWER
+    assert hub.sent(FILE) - before < len(weights) - half // 2
+
+
 def wait_for_partial(folder: Path, size: int) -> None:
     """Until that much of a file is on the disk: what the kernel has survives the kill."""
     done = threading.Event()

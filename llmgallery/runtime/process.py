@@ -17,7 +17,8 @@ from llmgallery.wire.channel import ParentChannel
 from llmgallery.wire.frames import Stop
 
 LOG_LINES = 200
-HINT_LINES = 24
+HINT_LINES = 12
+CRASH = "Fatal Python error"
 STOP_SECONDS = 5.0
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|_KEYS?$", re.IGNORECASE)
 
@@ -103,11 +104,15 @@ class WorkerProcess:
 
     def died(self, status: int, name: str) -> WorkerDied:
         """The error of everybody who had a request there."""
-        lines = tuple(self.log)[-HINT_LINES:]
-        fatal = [line for line in lines if line.startswith("Fatal Python error")]  # what follows it is the stack
-        words = (fatal or list(lines))[-1:]
-        tail = f"; its last words: {words[0]}" if words else ""
-        return WorkerDied(f"the process of model {name} ended {describe_status(status)}{tail}", hints=lines)
+        lines = last_words(list(self.log))
+        tail = f"; its last words: {lines[0] if lines[0].startswith(CRASH) else lines[-1]}" if lines else ""
+        return WorkerDied(f"the process of model {name} ended {describe_status(status)}{tail}", hints=tuple(lines))
+
+
+def last_words(log: list[str]) -> list[str]:
+    """The end of a log; after a native crash, the message and the stack of the thread that crashed."""
+    crash = max((index for index, line in enumerate(log) if line.startswith(CRASH)), default=None)
+    return log[-HINT_LINES:] if crash is None else log[crash : crash + HINT_LINES]
 
 
 def describe_status(status: int) -> str:

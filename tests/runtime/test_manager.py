@@ -219,7 +219,7 @@ async def test_an_unknown_backend_is_a_load_error(tmp_path) -> None:
 async def test_weights_that_vanish_are_a_load_error(tmp_path) -> None:
     async with running(tmp_path, {"a": 10}) as manager:
         (tmp_path / "a.weights").unlink()
-        with pytest.raises(LoadError, match="a.weights cannot be read"):
+        with pytest.raises(LoadError, match=r"a\.weights cannot be read"):
             await ask(manager, entry("a"), "x")
 
 

@@ -13,16 +13,16 @@ from litestar.di import Provide
 from litestar.middleware import DefineMiddleware
 
 from llmgallery.api import errors, health
-from llmgallery.api.auth import Guard
+from llmgallery.api.auth import Guard, Preflights
 from llmgallery.api.dialects.openai.routes import router as openai_router
-from llmgallery.api.respond import BODY_BYTES
+from llmgallery.api.respond import BODY_BYTES, Bodiless
 from llmgallery.config.settings import Settings
 from llmgallery.service.gallery import Gallery
 
 logger = logging.getLogger("llmgallery.api")
 
 Watcher = Callable[[asyncio.Event], Awaitable[None]]
-LOOPBACK_PAGES = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
+LOOPBACK_PAGES = r"https?://(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?"
 
 
 def create_app(gallery: Gallery, settings: Settings, *, watcher: Watcher | None = None) -> Litestar:
@@ -41,17 +41,20 @@ def create_app(gallery: Gallery, settings: Settings, *, watcher: Watcher | None 
             await asyncio.gather(watching, return_exceptions=True)
             await gallery.stop(0.0)  # open answers were drained by the HTTP server, which is closed by now
 
-    return Litestar(
+    cors = _cors(settings)
+    app = Litestar(
         route_handlers=[openai_router, health.healthz, health.readyz, health.metrics],
         dependencies={"gallery": Provide(lambda: gallery, sync_to_thread=False)},
         exception_handlers={Exception: errors.handle},
         middleware=[DefineMiddleware(health.Measure, metrics=gallery.metrics), DefineMiddleware(Guard, settings=settings)],
-        cors_config=_cors(settings),
+        cors_config=cors,
         lifespan=[lifespan],
         openapi_config=None,
         logging_config=None,
         request_max_body_size=BODY_BYTES,
     )
+    app.asgi_handler = Bodiless(Preflights(app.asgi_handler, settings, cors))  # Litestar has no door that is further out
+    return app
 
 
 async def _watch(gallery: Gallery, watcher: Watcher | None, stop: asyncio.Event) -> None:

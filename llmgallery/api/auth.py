@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
+from litestar import Request
+from litestar.config.cors import CORSConfig
 from litestar.datastructures import Headers
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.enums import HttpMethod, ScopeType
+from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
-from llmgallery.api.errors import ForeignHost, ForeignOrigin, Unauthorized
+from llmgallery.api.errors import ForeignHost, ForeignOrigin, Unauthorized, to_failure, to_response
 from llmgallery.config.settings import Settings, is_loopback
+from llmgallery.core.errors import GalleryError
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """Asked by supervisors, which know no key and use the address that they like."""
@@ -35,6 +40,40 @@ class Guard:
         else:
             check_host(headers.get("host", ""), self._hosts)
             check_origin(headers, self._settings.allowed_origins)
+
+
+class Preflights:
+    """ASGI around the whole application: Litestar answers a browser's preflight before any of its middleware runs. A page that
+    may not ask gets the error that its request would get. Preflights carry no key: only the page counts."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, cors: CORSConfig) -> None:
+        self._app = app
+        self._settings = settings
+        self._cors = cors
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == ScopeType.HTTP and scope["method"] == HttpMethod.OPTIONS:
+            try:
+                scope = self._checked(scope)
+            except GalleryError as error:
+                request: Request[Any, Any, Any] = Request(scope, receive, send)
+                await to_response(to_failure(error)).to_asgi_response(app=None, request=request)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _checked(self, scope: HTTPScope) -> HTTPScope:
+        """What Litestar may see of it. A page of this very host asks without CORS. Raises ForeignHost, ForeignOrigin."""
+        headers = Headers(scope["headers"])
+        origin = headers.get("origin")
+        if origin is None:
+            return scope
+        if not self._settings.api_keys:
+            check_host(headers.get("host", ""), self._settings.hosts())
+            check_origin(headers, self._settings.allowed_origins)
+        if self._cors.is_origin_allowed(origin):
+            return scope
+        check_origin(headers, self._settings.allowed_origins)
+        return {**scope, "headers": [(name, value) for name, value in scope["headers"] if name != b"origin"]}
 
 
 def bearer_token(headers: Headers) -> str | None:
@@ -71,12 +110,19 @@ def check_origin(headers: Headers, allowed: Sequence[str]) -> None:
     origin = headers.get("origin")
     if origin is None or "*" in allowed or origin in allowed:
         return
-    parts = urlsplit(origin)
-    if is_loopback(parts.hostname or "") or (parts.netloc and parts.netloc.lower() == headers.get("host", "").lower()):
+    place, name = _place(origin)
+    if is_loopback(name) or (place and place == headers.get("host", "").lower()):
         return
-    raise ForeignOrigin(
-        f"pages of {origin} may not use this server: add it to allowed_origins (LLMGALLERY_ALLOWED_ORIGINS), or set an API key"
-    )
+    raise ForeignOrigin(f"pages of {origin} may not use this server: add it to allowed_origins (LLMGALLERY_ALLOWED_ORIGINS)")
+
+
+def _place(origin: str) -> tuple[str, str]:
+    """`http://[::1]:80` -> `[::1]:80`, `::1`; nothing for what is no URL."""
+    try:
+        parts = urlsplit(origin)
+        return parts.netloc.lower(), parts.hostname or ""
+    except ValueError:
+        return "", ""
 
 
 def host_name(host: str) -> str:

@@ -126,14 +126,23 @@ def _known(error: GalleryError, rule: Rule) -> Failure:
         headers["x-should-retry"] = "false"
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    param = "model" if isinstance(error, kinds.ModelNotFound) else error.field
-    return Failure(rule.status, rule.type, rule.code, error.message, param, error.hints, headers)
+    return Failure(rule.status, rule.type, rule.code, error.message, _param(error, rule), error.hints, headers)
+
+
+def _param(error: GalleryError, rule: Rule) -> str | None:
+    """The request's field at fault. Errors that are not about the request name keys of files in `field`; a client can only
+    ask for another model, and where the operator must act, not even that is its fault."""
+    if isinstance(error, kinds.RequestError):
+        return error.field
+    return "model" if rule.status < 500 and isinstance(error, kinds.ModelNotFound | kinds.HubError) else None
 
 
 def _routing(error: HTTPException) -> Failure:
     """Of the framework's own: unknown routes and wrong methods."""
     status = error.status_code
     headers = dict(error.headers or {})
+    if "allow" in headers:
+        headers["allow"] = ", ".join(sorted(headers["allow"].split(", ")))
     code = _HTTP_CODES.get(status, "invalid_request")
     return Failure(status, _CLIENT, code, _detail(error, headers), headers=headers)
 

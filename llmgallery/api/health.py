@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import time
 
-from litestar import Response, get
+from litestar import Response, route
 from litestar.di import NamedDependency
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmgallery.api.errors import NotReady
+from llmgallery.api.respond import READS
 from llmgallery.metrics import CONTENT_TYPE, Metrics
 from llmgallery.service.gallery import Gallery
 
 
-@get("/healthz", sync_to_thread=False)
+@route("/healthz", http_method=READS, sync_to_thread=False)
 def healthz() -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
 
 
-@get("/readyz", sync_to_thread=False)
+@route("/readyz", http_method=READS, sync_to_thread=False)
 def readyz(gallery: NamedDependency[Gallery]) -> dict[str, str]:
     """Models can be asked for. Raises NotReady until the folder has been read."""
     if not gallery.is_ready:
@@ -28,7 +29,7 @@ def readyz(gallery: NamedDependency[Gallery]) -> dict[str, str]:
     return {"status": "ready"}
 
 
-@get("/metrics", sync_to_thread=False)
+@route("/metrics", http_method=READS, sync_to_thread=False)
 def metrics(gallery: NamedDependency[Gallery]) -> Response[bytes]:
     """Prometheus' text format."""
     return Response(gallery.metrics.text(), headers={"content-type": CONTENT_TYPE})
@@ -57,5 +58,5 @@ class Measure:
         try:
             await self._app(scope, receive, counting)
         finally:
-            route = str(scope.get("path_template") or "unknown")
-            self._metrics.http(scope["method"], route, status, time.monotonic() - began)
+            pattern = str(scope.get("path_template") or "unknown")
+            self._metrics.http(scope["method"], pattern, status, time.monotonic() - began)

@@ -13,7 +13,8 @@ from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing, suppress
 from typing import Any, Protocol, TypeVar
 
-from litestar.types import Receive, Scope, Send
+from litestar.enums import HttpMethod, ScopeType
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmgallery.api.errors import BodyTooLarge, ClientGone, Failure, to_failure
 from llmgallery.core.errors import Overloaded
@@ -26,7 +27,26 @@ SHORTEST_WAIT = 0.25
 """A model that is ready shows it within this time, whatever the client prefers."""
 BODY_BYTES = 32 * 1024 * 1024
 
+READS = (HttpMethod.GET, HttpMethod.HEAD)
+"""The methods of routes that tell: load balancers ask by HEAD."""
+
 T = TypeVar("T")
+
+
+class Bodiless:
+    """ASGI around the whole application: answers to HEAD, errors as well, have the headers of GET and no body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def heads(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        is_head = scope["type"] == ScopeType.HTTP and scope["method"] == HttpMethod.HEAD
+        await self._app(scope, receive, heads if is_head else send)
 
 
 class Encoder(Protocol):

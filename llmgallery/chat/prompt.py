@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import msgspec
@@ -12,10 +12,14 @@ from llmgallery.core.errors import InvalidField, TemplateError
 from llmgallery.core.messages import ImagePart, Message, Tool, ToolCall
 from llmgallery.core.requests import ChatRequest
 from llmgallery.templates import presets
-from llmgallery.templates.jinja import ChatTemplate, check, compile_template
+from llmgallery.templates.jinja import ChatTemplate, Limits, check, compile_template
+from llmgallery.templates.jinja_guard import CHARS_A_STEP
 
 TOOL_USE = "tool_use"
 """The name under which weights may bring a second template, for chats with tools."""
+
+PASSES = 64
+"""How often a template may go through all that was said, beyond what every render may do."""
 
 _CONTINUE = "CONTINUE_FINAL_MESSAGE_TAG "
 
@@ -75,7 +79,7 @@ def render_chat(request: ChatRequest, config: ModelConfig, loaded: WithTemplates
         "bos_token": _first(config.template.bos_token, loaded.bos),
         "eos_token": _first(config.template.eos_token, loaded.eos),
     }
-    prompt = _compiled(choice).render(variables)
+    prompt = _compiled(choice).render(variables, _limits(request))
     if request.continue_final:
         prompt = _cut_at_tag(prompt)
     stops = tuple(dict.fromkeys(stop for stop in (*request.stop, *config.stopwords, *choice.stops) if stop))
@@ -94,7 +98,7 @@ def pick_template(config: ModelConfig, loaded: WithTemplates, *, tools: bool = F
         return Choice(template.chat_template, template.chat_template_file or "template.chat_template")
     own = (loaded.templates.get(TOOL_USE) if tools else None) or loaded.chat_template or loaded.templates.get("default")
     if own is not None and (template.use_tokenizer_template or template.preset is None):
-        return Choice(own, "the weights' chat template")
+        return Choice(own, "the weights' chat template" if config.parameters.model else "the backend's own chat template")
     preset = presets.get(template.preset or presets.FALLBACK)
     return Choice(preset.chat_template, f"template.preset {preset.name}", preset.stopwords)
 
@@ -105,6 +109,19 @@ def _compiled(choice: Choice) -> ChatTemplate:
         advice = "set template.preset or template.chat_template in the model's YAML"
         raise TemplateError(f"{place}: {problem.message}; {advice}")
     return compile_template(choice.source, choice.origin)
+
+
+def _limits(request: ChatRequest) -> Limits:
+    """What the client says is not the template's doing: it comes on top of the bounds, so that a conversation which is far too
+    long is refused for its length, and one that fits a huge context is rendered."""
+    said = sum(_length(message) for message in request.messages)
+    bounds = Limits()
+    return replace(bounds, chars=bounds.chars + 2 * said, steps=bounds.steps + PASSES * said // CHARS_A_STEP)
+
+
+def _length(message: Message) -> int:
+    calls = sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
+    return len(message.text) + len(message.reasoning or "") + calls
 
 
 def messages_for_template(request: ChatRequest, system_prompt: str | None = None) -> list[dict[str, Any]]:

@@ -31,13 +31,18 @@ def settle(wishes: Sequence[Wish], policy: OnUnsupported, model: str) -> tuple[s
         if rule == "error":
             raise UnsupportedField(_refusal(wish, model), field=wish.field)
         if rule == "warn":
-            warnings.append(f"{wish.field} was ignored: model {model} does not support it")
+            warnings.append(f"{wish.field} was ignored: model {model} does not support {_it(wish)}")
     return tuple(warnings)
+
+
+def _it(wish: Wish) -> str:
+    return "it" if wish.feature == wish.field else wish.feature
 
 
 def _refusal(wish: Wish, model: str) -> str:
     key = "hints" if wish.hint else "demands"
-    return (
-        f"{wish.field} is not supported by model {model}; leave it out, "
-        f"or set `on_unsupported: {{{key}: warn}}` in the model's YAML to have it ignored"
-    )
+    if wish.feature == wish.field:
+        refused = f"{wish.field} is not supported by model {model}"
+    else:
+        refused = f"{wish.field}: model {model} does not support {wish.feature}"
+    return f"{refused}; leave it out, or set `on_unsupported: {{{key}: warn}}` in the model's YAML to have it ignored"

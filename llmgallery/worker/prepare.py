@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -9,8 +10,11 @@ import msgspec
 from llmgallery.backends.base import Backend, Job, Loaded
 from llmgallery.chat.prompt import Rendered, render_chat
 from llmgallery.config.model import ModelConfig
-from llmgallery.core.errors import ContextExceeded, InvalidField
+from llmgallery.core.errors import ContextExceeded, InvalidField, TemplateError
 from llmgallery.core.requests import ChatRequest, CompletionRequest, Request
+
+LONGEST_TOKEN = 512
+"""Characters; the longest that known vocabularies have are runs of 128 or 256 spaces."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Prepared:
 
 def prepare(id: int, request: Request, config: ModelConfig, backend: Backend, loaded: Loaded) -> Prepared:
     """Raises InvalidField, TemplateError, ContextExceeded."""
+    check_bias(request.sampling.logit_bias or {}, config, loaded.vocab_size)
     if isinstance(request, ChatRequest):
         rendered, tokens = chat_tokens(request, config, backend, loaded)
         stops, preamble = rendered.stops, ""
@@ -39,7 +44,8 @@ def prepare(id: int, request: Request, config: ModelConfig, backend: Backend, lo
 
 def chat_tokens(request: ChatRequest, config: ModelConfig, backend: Backend, loaded: Loaded) -> tuple[Rendered, list[int]]:
     """The prompt of a chat, with the stop strings that its template brings, and its tokens."""
-    rendered = render_chat(request, config, loaded)
+    rendered = _rendered(request, config, loaded)
+    check_length(rendered.prompt, loaded.context_size, "messages")
     bos = loaded.add_bos and not rendered.bos_in_text
     tokens = backend.tokenize(rendered.prompt, special=True, bos=bos)
     if not tokens:
@@ -47,9 +53,24 @@ def chat_tokens(request: ChatRequest, config: ModelConfig, backend: Backend, loa
     return rendered, tokens
 
 
+def _rendered(request: ChatRequest, config: ModelConfig, loaded: Loaded) -> Rendered:
+    """A template that gives up on more messages than the context has tokens is not what is wrong."""
+    try:
+        return render_chat(request, config, loaded)
+    except TemplateError as exc:
+        count = len(request.messages)
+        if count < loaded.context_size:
+            raise
+        raise ContextExceeded(
+            f"the chat has {count} messages, too many for a context of {loaded.context_size} tokens: send fewer messages",
+            field="messages",
+        ) from exc
+
+
 def completion_tokens(request: CompletionRequest, backend: Backend, loaded: Loaded) -> list[int]:
     """The prompt of a completion as tokens; token ids are taken as they are, once they are known to the vocabulary."""
     if isinstance(request.prompt, str):
+        check_length(request.prompt, loaded.context_size, "prompt")
         tokens = backend.tokenize(request.prompt, special=True, bos=loaded.add_bos)
     else:
         tokens = list(request.prompt)
@@ -58,6 +79,25 @@ def completion_tokens(request: CompletionRequest, backend: Backend, loaded: Load
     if not tokens:
         raise InvalidField("the prompt is empty", field="prompt")
     return tokens
+
+
+def check_bias(biases: Mapping[int, float], config: ModelConfig, vocab_size: int) -> None:
+    """Every token must be in the vocabulary, where its size is known. The YAML's own are not the request's fault."""
+    own = config.parameters.logit_bias or {}
+    strange = [token for token in biases if token >= vocab_size > 0 and str(token) not in own]
+    if strange:
+        message = f"logit_bias: token {strange[0]} is not in the vocabulary of {vocab_size} tokens"
+        raise InvalidField(message, field="logit_bias")
+
+
+def check_length(prompt: str, context_size: int, field: str) -> None:
+    """Refuses, before time is spent on tokens, what no vocabulary could make fit; check_fits judges the rest."""
+    if len(prompt) > context_size * LONGEST_TOKEN:
+        raise ContextExceeded(
+            f"the prompt has {len(prompt)} characters, far too many for a context of {context_size} tokens: "
+            f"shorten the {field}, or raise context_size in the model's YAML",
+            field=field,
+        )
 
 
 def check_fits(prompt_tokens: int, context_size: int, field: str) -> None:

@@ -34,6 +34,11 @@ STATUS = {
     "Overloaded": 503,
     "Cancelled": 503,
 }
+PARAMS = {
+    **dict.fromkeys(("InvalidField", "UnsupportedField", "ContextExceeded", "TemplateError"), "a.b"),
+    **dict.fromkeys(("ModelNotFound", "HubNotFound", "HubGated"), "model"),
+}
+"""Only requests' fields are named to clients: the others' `field` is a key of a file that they cannot see."""
 
 
 @pytest.mark.parametrize(("kind", "status"), STATUS.items())
@@ -42,7 +47,7 @@ def test_each_kind_has_its_status(kind: str, status: int) -> None:
     assert (failure.status, failure.message) == (status, "it is so")
     body = fits("error", envelope(failure))
     assert body["error"]["hints"] == ["one", "two"]
-    assert body["error"]["param"] == ("model" if kind == "ModelNotFound" else "a.b")
+    assert body["error"]["param"] == PARAMS.get(kind)
 
 
 def test_no_kind_is_forgotten() -> None:

@@ -113,7 +113,41 @@ def test_configured_pages_pass_the_preflight(locked: LiveServer) -> None:
         assert reply.status_code == 204
         assert reply.headers["access-control-allow-origin"] == "https://chat.example.org"
         refused = http.options(CHAT, headers={"origin": "https://evil.example.org", **asking})
+        assert (refused.status_code, error_of(refused)["code"]) == (403, "foreign_origin")
         assert "access-control-allow-origin" not in refused.headers
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example.org", "null", "http://["])
+def test_a_foreign_preflight_is_forbidden_as_its_request_would_be(http: httpx.Client, origin: str) -> None:
+    asking = {"origin": origin, "access-control-request-method": "POST"}
+    for reply in (http.options(CHAT, headers=asking), http.post(CHAT, headers=asking)):
+        assert (reply.status_code, error_of(reply)["code"]) == (403, "foreign_origin")
+        assert reply.headers["content-type"] == "application/json"
+        assert not [name for name in reply.headers if name == "access-control-allow-origin"]
+    rebound = http.options(CHAT, headers={"origin": "http://evil.example.org", "host": "evil.example.org"})
+    assert (rebound.status_code, error_of(rebound)["code"]) == (421, "misdirected_request")
+
+
+@pytest.mark.parametrize("origin", ["http://localhost:3000", "https://[::1]", "http://127.3.2.1:80"])
+def test_pages_of_this_machine_pass_the_preflight(http: httpx.Client, origin: str) -> None:
+    asking = {"access-control-request-method": "POST", "access-control-request-headers": "x-own"}
+    reply = http.options(CHAT, headers={"origin": origin, **asking})
+    assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (204, origin)
+    assert "POST" in reply.headers["access-control-allow-methods"]
+    assert "x-own" in reply.headers["access-control-allow-headers"]
+
+
+def test_options_without_cors_tells_the_methods(http: httpx.Client, locked: LiveServer) -> None:
+    own = {"host": "gallery.localhost:80", "origin": "http://gallery.localhost:80"}  # a page of the server's own
+    with locked.http() as keyed:
+        keyed.headers["authorization"] = "Bearer first-key"
+        for reply in (
+            http.options("/v1/models"),
+            http.options("/v1/models", headers=own),
+            keyed.options("/v1/models", headers=own),
+        ):
+            assert (reply.status_code, reply.headers["allow"]) == (204, "GET, HEAD, OPTIONS")
+            assert "access-control-allow-origin" not in reply.headers
 
 
 @pytest.mark.parametrize(

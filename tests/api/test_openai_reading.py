@@ -97,6 +97,16 @@ def test_a_list_of_prompts_is_a_list_of_requests() -> None:
     assert ask.wishes == (Wish("suffix", "suffix"), Wish("n", "n"))
 
 
+@given(st.dictionaries(st.text(max_size=4) | st.integers().map(str), st.floats() | st.integers() | st.none()))
+def test_any_logit_bias_is_read_or_refused_by_its_key(biases: dict[str, Any]) -> None:
+    try:
+        read = convert.read_bias(biases)
+    except InvalidField as exc:
+        assert exc.field is not None and exc.field.removeprefix("logit_bias.") in biases
+        return
+    assert all(0 <= token < 2**31 and -100 <= value <= 100 for token, value in read.items())
+
+
 @given(st.binary(max_size=40))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     try:

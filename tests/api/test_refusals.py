@@ -43,9 +43,13 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"stream": "yes"}, "stream"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
-    ({"logit_bias": {"5": 101}}, "logit_bias"),
-    ({"logit_bias": {"five": 1}}, "logit_bias"),
-    ({"logit_bias": {"-1": 1}}, "logit_bias"),
+    ({"logit_bias": {"5": 1, "6": 101}}, "logit_bias.6"),
+    ({"logit_bias": {"5": "much"}}, "logit_bias.5"),
+    ({"logit_bias": {"5": True}}, "logit_bias.5"),
+    ({"logit_bias": {"five": 1}}, "logit_bias.five"),
+    ({"logit_bias": {"-1": 1}}, "logit_bias.-1"),
+    ({"logit_bias": {"4294967296": 1}}, "logit_bias.4294967296"),
+    ({"logit_bias": {"100000": 1}}, "logit_bias"),
     ({"logit_bias": [1]}, "logit_bias"),
     ({"ignore_eos": 1}, "ignore_eos"),
     ({"model": 5}, "model"),
@@ -84,7 +88,9 @@ INVALID_COMPLETION: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ["a", 5]}, "prompt[1]"),
     ({"prompt": [[]]}, "prompt[0]"),
     ({"prompt": [-1]}, "prompt[0]"),
+    ({"prompt": [5, 1.5]}, "prompt[1]"),
     ({"prompt": [[1, "a"]]}, "prompt[0]"),
+    ({"prompt": [[1, -2]]}, "prompt[0][1]"),
     ({"prompt": ["a"] * 300, "n": 2}, "n"),
     ({"n": 3, "best_of": 2}, "best_of"),
     ({"suffix": 5}, "suffix"),
@@ -248,6 +254,32 @@ def test_routes_and_methods(http: httpx.Client) -> None:
         assert allowed in reply.headers["allow"]
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/v1/models", "/v1/models/echo", "/v1/models/nobody"])
+def test_head_is_answered_as_get_without_a_body(http: httpx.Client, path: str) -> None:
+    head, got = http.head(path), http.get(path)
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    assert head.headers["content-type"] == got.headers["content-type"]
+    assert path == "/metrics" or head.headers["content-length"] == str(len(got.content))  # the counters go on
+
+
+def test_head_is_offered_beside_get_and_nowhere_else(http: httpx.Client) -> None:
+    assert http.post("/v1/models").headers["allow"] == "GET, HEAD, OPTIONS"
+    reply = http.head(CHAT)
+    assert (reply.status_code, reply.headers["allow"], reply.content) == (405, "OPTIONS, POST", b"")
+
+
+@pytest.mark.parametrize("route", [CHAT, COMPLETION])
+@pytest.mark.parametrize("count", [2048, 2_000_000, 9_000_000])
+def test_what_is_too_long_is_told_so_however_long_it_is(http: httpx.Client, route: str, count: int) -> None:
+    """9 million: more than a chat template may make by itself."""
+    text = "x" * count
+    reply = post(http, route, {"messages": user(text)} if route == CHAT else {"prompt": text})
+    error = error_of(reply)
+    assert (reply.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert error["param"] == ("messages" if route == CHAT else "prompt")
+    assert error["param"] in error["message"] and "context" in error["message"]
+
+
 def test_a_body_that_is_too_large_is_413(live: LiveServer) -> None:
     with live.http() as http:
         reply = http.post(CHAT, content=b" " * (32 * 1024 * 1024 + 1))
@@ -264,6 +296,17 @@ def test_ignored_demands_are_warned_of(live: LiveServer, http: httpx.Client) -> 
     streamed = post(http, CHAT, {**fields, "stream": True})
     assert streamed.headers["x-llmgallery-warnings"] == "2"
     assert streamed.text.count('"warnings"') == 1
+
+
+def test_unknown_fields_are_passed_over_unless_the_yaml_wants_them_told(live: LiveServer, http: httpx.Client) -> None:
+    fields = {"user": "ann", "who_knows": 1}
+    silent = post(http, CHAT, fields)
+    assert silent.status_code == 200
+    assert "warnings" not in silent.json() and "x-llmgallery-warnings" not in silent.headers
+    live.add("talkative", on_unsupported={"hints": "warn"})
+    for route in (CHAT, COMPLETION):
+        warnings = post(http, route, {"model": "talkative", **fields}).json()["warnings"]
+        assert [warning.split()[0] for warning in warnings] == ["user", "who_knows"]
 
 
 def test_a_strict_model_refuses_unknown_fields(live: LiveServer, http: httpx.Client) -> None:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from llmgallery.chat.prompt import messages_for_template, pick_template, render_chat, tool_for_template
-from llmgallery.config.model import ModelConfig, Template
+from llmgallery.config.model import ModelConfig, Parameters, Template
 from llmgallery.core.errors import InvalidField, TemplateError
 from llmgallery.core.messages import ImagePart, Message, RefusalPart, TextPart, Tool, ToolCall, say
 from llmgallery.core.requests import ChatRequest
@@ -24,8 +24,7 @@ class Weights(msgspec.Struct, frozen=True):
     eos: str = ""
 
 
-def config(**template: Any) -> ModelConfig:
-    return ModelConfig(template=Template(**template))
+WEIGHTS = Parameters(model="x.gguf")
 
 
 def prompt(request: ChatRequest, template: str = SHOW, **keys: Any) -> str:
@@ -104,7 +103,7 @@ def test_tools_have_openai_shape() -> None:
     ],
 )
 def test_which_template(template: dict[str, Any], weights: Weights, tools: bool, origin: str) -> None:
-    choice = pick_template(config(**template), weights, tools=tools)
+    choice = pick_template(ModelConfig(template=Template(**template), parameters=WEIGHTS), weights, tools=tools)
     assert choice.origin == origin
     if "weights" in origin:
         assert choice.source == ("tools" if tools else "own")
@@ -185,11 +184,30 @@ def test_continuing_needs_text_that_the_template_prints() -> None:
 
 def test_a_template_that_fails_is_named() -> None:
     with pytest.raises(TemplateError, match=r"^the weights' chat template, line 2: 'x' is undefined$"):
-        prompt(ASK, "\n{{ x.y.z }}")
+        prompt(ASK, "\n{{ x.y.z }}", parameters=WEIGHTS)
+    with pytest.raises(TemplateError, match=r"^the backend's own chat template, line 1: 'x' is undefined$"):
+        prompt(ASK, "{{ x.y.z }}")
     with pytest.raises(TemplateError, match=r"^only users$"):
         prompt(ASK, "{{ raise_exception('only users') }}")
 
 
 def test_a_template_that_does_not_parse_is_told_with_a_way_out() -> None:
     with pytest.raises(TemplateError, match=r"^the weights' chat template, line 1, column 4: .*endfro.*; set template\.preset"):
-        prompt(ASK, "{% endfro %}")
+        prompt(ASK, "{% endfro %}", parameters=WEIGHTS)
+
+
+HISTORY = "{% for m in messages %}{% if '</think>' in m.content %}{{ m.content.split('</think>')[-1] | trim }}{% else %}"
+
+
+@pytest.mark.parametrize("template", [SHOW, TRIMMING, HISTORY + "{{ m.content | trim }}{% endif %}{% endfor %}"])
+def test_what_is_said_comes_on_top_of_a_template_s_bounds(template: str) -> None:
+    """Its length is for the context to judge."""
+    long = "word " * 2_000_000
+    assert len(prompt(ChatRequest((say("user", long),)), template)) >= len(long) - 1
+    many = ChatRequest(tuple(say("user", long[:1_000_000]) for _ in range(12)))
+    assert len(prompt(many, template)) >= 12 * 999_999
+
+
+def test_a_template_that_multiplies_what_is_said_is_still_bounded() -> None:
+    with pytest.raises(TemplateError, match="too long"):
+        prompt(ChatRequest((say("user", "x" * 1_000_000),)), "{% for i in range(20) %}{{ messages[0].content }}{% endfor %}")

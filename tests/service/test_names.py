@@ -125,3 +125,14 @@ def test_any_name_is_a_model_or_a_clear_error(name: str) -> None:
         resolve(name, Snapshot())
     except ModelNotFound as error:
         assert error.message
+
+
+def test_far_fetched_names_are_not_suggested(tmp_path: Path) -> None:
+    (tmp_path / "\u6a21\u578b.gguf").write_bytes(GGUF)
+    names = snapshot(tmp_path, a="name: small/ctx\naliases: [default, ab]")
+    for name in ("x", "a", "t", "pk.gguf", "zz", "fau"):
+        assert near_names(name, names) == (), name
+    assert near_names("ctx", names) == ("small/ctx",)
+    assert near_names("small", names) == ("small/ctx",)
+    assert near_names("defautl", names) == ("default",)
+    assert near_names("my-small/ctx-2", names) == ("small/ctx",)

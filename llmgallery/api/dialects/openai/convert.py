@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+import re
+from typing import Any
 
 from llmgallery.api.dialects.openai import schema
 from llmgallery.core.errors import InvalidField
@@ -13,6 +14,9 @@ from llmgallery.service.demands import Wish
 from llmgallery.service.gallery import Ask
 
 Prompt = str | tuple[int, ...]
+LAST_TOKEN = 2**31 - 1
+"""The wire's bound; the model's vocabulary is looked at in its worker."""
+MOST_BIAS = 100
 
 
 def chat_ask(body: schema.ChatBody, extra: dict[str, Any], token: str | None) -> Ask:
@@ -98,26 +102,34 @@ def _check_role(message: schema.Message, part: schema.AnyPart, place: str, role:
 
 
 def read_prompts(prompt: Any) -> list[Prompt]:
-    """A string, token ids, or a list of either: one prompt each."""
+    """Text, token ids, or a list of either: one prompt each."""
     if isinstance(prompt, str):
         return [prompt]
     if not isinstance(prompt, list) or not prompt:
-        raise InvalidField("prompt: expected a string, token ids, or a list of either that is not empty", field="prompt")
-    if _is_tokens(prompt):
-        return [tuple(prompt)]
+        raise InvalidField("prompt: expected text, token ids, or a list of either that is not empty", field="prompt")
+    if _are_numbers(prompt):
+        return [_tokens(prompt, "prompt")]
     return [_one_prompt(item, f"prompt[{index}]") for index, item in enumerate(prompt)]
 
 
 def _one_prompt(item: Any, place: str) -> Prompt:
     if isinstance(item, str):
         return item
-    if isinstance(item, list) and item and _is_tokens(item):
-        return tuple(item)
-    raise InvalidField(f"{place}: expected a string, or a list of token ids that is not empty", field=place)
+    if isinstance(item, list) and item and _are_numbers(item):
+        return _tokens(item, place)
+    raise InvalidField(f"{place}: expected text, or a list of token ids (whole numbers from 0) that is not empty", field=place)
 
 
-def _is_tokens(items: list[Any]) -> TypeGuard[list[int]]:
-    return all(type(item) is int and 0 <= item < 2**31 for item in items)
+def _are_numbers(items: list[Any]) -> bool:
+    return all(type(item) in (int, float) for item in items)
+
+
+def _tokens(numbers: list[Any], place: str) -> tuple[int, ...]:
+    for index, number in enumerate(numbers):
+        if type(number) is not int or not 0 <= number <= LAST_TOKEN:
+            field = f"{place}[{index}]"
+            raise InvalidField(f"{field}: token ids are whole numbers from 0 to {LAST_TOKEN}, not {number}", field=field)
+    return tuple(numbers)
 
 
 # --- parameters --------------------------------------------------------------------------------------------------------------
@@ -136,9 +148,27 @@ def _sampling(body: schema.Generating, max_tokens: int | None) -> Sampling:
         repeat_last_n=body.repeat_last_n,
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
-        logit_bias=body.logit_bias,
+        logit_bias=None if body.logit_bias is None else read_bias(body.logit_bias),
         ignore_eos=body.ignore_eos,
     )
+
+
+def read_bias(biases: dict[str, Any]) -> dict[int, float]:
+    """Token id -> added logit. Raises InvalidField with the key that is no token id, or has no number from -100 to 100."""
+    return {_token_key(key): _bias(value, f"logit_bias.{key}") for key, value in biases.items()}
+
+
+def _token_key(key: str) -> int:
+    if re.fullmatch(r"[0-9]{1,10}", key) and int(key) <= LAST_TOKEN:
+        return int(key)
+    field = f"logit_bias.{key}"
+    raise InvalidField(f"{field}: expected a token id, a whole number from 0 to {LAST_TOKEN}, as the key", field=field)
+
+
+def _bias(value: Any, field: str) -> float:
+    if type(value) in (int, float) and -MOST_BIAS <= value <= MOST_BIAS:
+        return float(value)
+    raise InvalidField(f"{field}: expected a number from -{MOST_BIAS} to {MOST_BIAS}", field=field)
 
 
 def _stops(body: schema.Generating) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from litestar import Request, Response, Router, get, post
+from litestar import Request, Response, Router, post, route
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 from litestar.types import ASGIApp
@@ -36,13 +36,13 @@ async def completions(request: AnyRequest, gallery: NamedDependency[Gallery]) ->
     return await _answer(request, gallery, ask, "completion", _includes_usage(body))
 
 
-@get("/models")
+@route("/models", http_method=respond.READS)
 async def models(gallery: NamedDependency[Gallery]) -> dict[str, Any]:
     """All models by name."""
     return {"object": "list", "data": [encode.model_body(info) for info in await gallery.models()]}
 
 
-@get("/models/{id:path}")
+@route("/models/{id:path}", http_method=respond.READS)
 async def model(gallery: NamedDependency[Gallery], id: FromPath[str]) -> dict[str, Any]:
     """One model; ids may hold slashes."""
     return encode.model_body(await gallery.model(id.removeprefix("/")))

@@ -4,20 +4,20 @@ fields that llama-server, vLLM and LocalAI take beside them."""
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta
 
 from llmgallery.api.errors import BadBody
 from llmgallery.core.errors import InvalidField
+from llmgallery.core.messages import Role
 
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Tokens = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
-Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Bias = Annotated[float, Meta(ge=-100, le=100)]
 StopText = Annotated[str, Meta(min_length=1)]
 
 
@@ -60,7 +60,7 @@ class ToolCall(msgspec.Struct):
 
 
 class Message(msgspec.Struct):
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    role: Role
     content: str | Annotated[list[AnyPart], Meta(min_length=1)] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
@@ -76,12 +76,16 @@ class StreamOptions(msgspec.Struct):
     include_obfuscation: bool | None = None
 
 
+Format = Literal["text", "json_object", "json_schema"]
+
+
 class ResponseFormat(msgspec.Struct):
-    type: Literal["text", "json_object", "json_schema"]
+    type: Format
 
 
 class Generating(msgspec.Struct, kw_only=True):
-    """What chats and completions have in common."""
+    """What chats and completions have in common. `stop`: any number of texts, where OpenAI takes four. `logit_bias`: token ids
+    as text, each with a number from -100 to 100 (convert reads them, to name the id at fault)."""
 
     model: str | None = None
     stream: bool | None = None
@@ -99,7 +103,7 @@ class Generating(msgspec.Struct, kw_only=True):
     frequency_penalty: Penalty | None = None
     repeat_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     repeat_last_n: Tokens | None = None
-    logit_bias: dict[Count, Bias] | None = None
+    logit_bias: dict[str, Any] | None = None
     ignore_eos: bool | None = None
     user: str | None = None
 
@@ -173,12 +177,62 @@ def _json_object(data: bytes) -> dict[str, Any]:
     return fields
 
 
+# --- what is wrong, in words -------------------------------------------------------------------------------------------------
+
+_CHOICES: dict[str, Sequence[str]] = {
+    "messages[].role": get_args(Role),
+    "messages[].content[].type": [str(part.__struct_config__.tag) for part in get_args(AnyPart)],
+    "messages[].tool_calls[].type": ("function",),
+    "response_format.type": get_args(Format),
+}
+"""What a field of few values may say, by its path without indices."""
+
+_TYPES = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+    "null": "null",
+}
+_BOUNDS = {">=": "of at least", "<=": "of at most", ">": "above", "<": "below"}
+
+
 def _invalid(text: str) -> InvalidField:
     """msgspec says `Expected ... - at `$.a[0].b``, or names a missing field before that."""
-    what, _, place = text.partition(" - at ")
+    what, place = text.rsplit(" - at ", 1) if " - at " in text else (text, "")
     found = re.search(r"`\$\.?([^`]*)`", place)
     path = found[1].removesuffix("[...]") if found else ""
     if missing := re.search(r"missing required field `([^`]+)`", what):
         path = f"{path}.{missing[1]}" if path else missing[1]
-        return InvalidField(f"{path} is missing", field=path)
-    return InvalidField(f"{path}: {what[:1].lower()}{what[1:]}" if path else what, field=path or None)
+    choices = _CHOICES.get(re.sub(r"\d+", "", path))
+    if missing:
+        said = f"{path} is missing" + (f": expected {_listed(choices)}" if choices else "")
+    else:
+        said = f"{path}: " + (_not_chosen(what, choices) if choices else _in_words(what))
+    return InvalidField(said, field=path or None)
+
+
+def _not_chosen(what: str, choices: Sequence[str]) -> str:
+    value = re.search(r"value ('.*')$", what, re.DOTALL)
+    return f"{value[1]} is not {_listed(choices)}" if value else f"expected {_listed(choices)}"
+
+
+def _listed(choices: Sequence[str]) -> str:
+    return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
+
+
+def _in_words(what: str) -> str:
+    """`Expected `str | null`, got `int`` -> `expected text or null, got a whole number`"""
+    if empty := re.search(r"`(\w+)` of length >= 1$", what):
+        return f"expected {_said(empty[1])} that is not empty"
+    if bound := re.search(r"`(\w+)` ([<>]=?) (\S+)$", what):
+        return f"expected {_said(bound[1])} {_BOUNDS[bound[2]]} {bound[3].removesuffix('.0')}"
+    return re.sub(r"`([^`]*)`", lambda types: _said(types[1]), what[:1].lower() + what[1:])
+
+
+def _said(types: str) -> str:
+    """`str | array | null` -> `text, a list or null`"""
+    *names, last = (_TYPES.get(name, name) for name in types.split(" | "))
+    return f"{', '.join(names)} or {last}" if names else last

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from llmgallery.cli import main
 from llmgallery.cli.stack import outside
 from llmgallery.config.load import load_model
 from llmgallery.config.settings import load_settings
+from llmgallery.service.demands import Wish, settle
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -82,6 +84,24 @@ def test_model_examples_load_without_a_warning(tmp_path):
         model = load_model(path, specs(), outside())
         assert not model.problems and not model.warnings
         assert model.backend == "llama-cpp"
+
+
+def test_the_example_of_hints_does_what_the_docs_say():
+    (text,) = fenced((ROOT / "docs" / "models.md").read_text(encoding="utf-8"), "yaml")
+    wish = Wish("user", "user", hint=True)
+    policies = {text: ("user was ignored: model m does not support it",), "on_unsupported: {}": ()}
+    for written, warnings in policies.items():
+        model = load_text(written)
+        assert settle([wish], model.on_unsupported, "m") == warnings
+
+
+def load_text(text: str):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.yaml"
+        path.write_text(f"backend: echo\n{text}")
+        model = load_model(path, specs(), outside())
+    assert model.config is not None and not model.warnings
+    return model.config
 
 
 def test_the_settings_example_loads(tmp_path):

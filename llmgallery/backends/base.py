@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -31,6 +31,7 @@ class BackendSpec:
     `level`: tokens = we render, sample and mask; text = we render, it completes; chat = it takes the conversation.
     `options`: a Struct of its own keys under `options:`. `formats`: file formats it loads (catalog/formats.py's names).
     `keys`: the ModelConfig load keys it heeds; a known key that it does not heed is a warning.
+    `unset`: what holds for each of them that nobody sets, as a value or in words.
     `requires`: importable modules; `extra`: the pip extra that installs them. `implementation`: "module:Class".
     """
 
@@ -45,6 +46,7 @@ class BackendSpec:
     requires: tuple[str, ...] = ()
     extra: str = ""
     needs_weights: bool = True
+    unset: Mapping[str, Any] = field(default_factory=dict)
 
     def missing(self) -> list[str]:
         """Modules of `requires` that are not installed; nothing is imported."""

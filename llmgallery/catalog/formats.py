@@ -8,6 +8,8 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from llmgallery.config.regular import open_regular
+
 GGUF = "gguf"
 GGML = "ggml"
 SAFETENSORS = "safetensors"
@@ -33,7 +35,7 @@ def detect(path: Path) -> str | None:
 
 
 def _of_file(path: Path) -> str | None:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(512)
     if head.startswith(b"GGUF"):
         return GGUF
@@ -109,7 +111,7 @@ def gguf_texts(path: Path) -> dict[str, str]:
 
     Format: ggml/docs/gguf.md. {} for a file that is cut short or no GGUF.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         try:
             return _texts(file)
         except (struct.error, UnicodeDecodeError):

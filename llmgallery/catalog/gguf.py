@@ -9,6 +9,7 @@ import msgspec
 
 from llmgallery.catalog.gguf_reader import Array, Contents, Tensor, read
 from llmgallery.catalog.gguf_types import FILE_TYPES, TYPE_BY_NAME, GgmlType
+from llmgallery.config.regular import open_regular
 from llmgallery.core.errors import BadWeights
 
 KV_PADDING = 256  # llama.cpp rounds a context up to this many cells
@@ -51,7 +52,7 @@ class Header(msgspec.Struct, frozen=True):
 def is_gguf(file: Path) -> bool:
     """By its first bytes, whatever its name."""
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             return stream.read(4) == b"GGUF"
     except OSError:
         return False

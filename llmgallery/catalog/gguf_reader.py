@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from llmgallery.catalog.gguf_types import ARRAY, GGML_TYPES, SCALARS, STRING, VALUE_NAMES
+from llmgallery.config.regular import open_regular
 from llmgallery.core.errors import BadWeights
 
 MAGIC = b"GGUF"
@@ -70,7 +71,7 @@ def read(source: Path | bytes, *, arrays: bool = False) -> Contents:
     if isinstance(source, bytes):
         return _Reader(io.BytesIO(source), len(source), "these bytes", arrays).read()
     try:
-        with source.open("rb") as stream:
+        with open_regular(source) as stream:
             return _Reader(stream, source.stat().st_size, str(source), arrays).read()
     except OSError as exc:
         raise BadWeights(f"{source} cannot be read: {exc.strerror or exc}") from exc

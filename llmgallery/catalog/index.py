@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,11 +32,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Broken:
-    """A model file that is not served, and why."""
+    """A model file that is not served, and why. `warnings`: what else could be better in it."""
 
     name: str
     path: Path
     problems: tuple[Problem, ...]
+    warnings: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,11 @@ def is_glob(alias: str) -> bool:
     return any(sign in alias for sign in "*?[")
 
 
-def build(sources: Sequence[Source], folders: Sequence[Path], problems: tuple[Problem, ...] = ()) -> Snapshot:
-    """The snapshot of these files, given in the order in which names are given away."""
-    builder = _Builder()
+def build(sources: Sequence[Source], loud: Collection[Path] = (), problems: tuple[Problem, ...] = ()) -> Snapshot:
+    """The snapshot of these files, given in the order in which names are given away. `loud`: folders whose models
+    are listed as broken where one of an earlier folder has their name.
+    """
+    builder = _Builder(loud)
     for source in sources:
         builder.add(source)
     aliases, globs = builder.aliases()
@@ -89,7 +92,8 @@ def build(sources: Sequence[Source], folders: Sequence[Path], problems: tuple[Pr
 
 
 class _Builder:
-    def __init__(self) -> None:
+    def __init__(self, loud: Collection[Path]) -> None:
+        self.loud = loud
         self.entries: dict[str, Entry] = {}
         self.disabled: dict[str, Entry] = {}
         self.broken: dict[str, Broken] = {}
@@ -109,9 +113,11 @@ class _Builder:
         elif first is None:
             (self.disabled if item.config.disabled else self.entries)[item.name] = item
             self.taken.update(item.aliases)
-        elif first.folder == item.folder:
+        elif item.folder == first.folder or item.folder in self.loud:
             line, column = source.loaded.places.get("name", (1, 1))
-            message = f"the name {item.name!r} is already taken by {shown(first.path)}"
+            weights = Path(first.config.weights or "")
+            taken = weights if first.folder != item.folder and weights.is_absolute() else first.path
+            message = f"the name {item.name!r} is already taken by {shown(taken)}"
             problem = Problem(item.path, line, column, "name", message, "give one of them another name")
             self.list_broken(Broken(item.name, item.path, (problem,)))
 

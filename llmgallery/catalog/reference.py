@@ -118,7 +118,10 @@ def _branch_and_path(text: str) -> tuple[str, str | None]:
 
 
 def _parse_url(text: str) -> HubReference | None:
-    url = urlsplit(text)
+    try:
+        url = urlsplit(text)
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is no address: {error}") from error
     if url.scheme.lower() not in ("http", "https") or (url.hostname or "") not in _HOSTS:
         return None
     parts = [unquote(part) for part in url.path.strip("/").split("/")]

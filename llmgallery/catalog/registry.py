@@ -12,7 +12,7 @@ import msgspec
 
 from llmgallery.catalog import formats
 from llmgallery.catalog.index import Broken, Entry, Snapshot, Source, build
-from llmgallery.catalog.weights import recognise
+from llmgallery.catalog.weights import listed, malformed, recognise
 from llmgallery.config.checks import name_fault
 from llmgallery.config.load import LoadedModel, load_model
 from llmgallery.config.model import ModelConfig, Parameters
@@ -69,15 +69,25 @@ class _Scan:
 class Registry:
     """The folders and their newest snapshot. `read` and `refresh` block (files) and may be called from any thread."""
 
-    def __init__(self, folders: Sequence[Path], specs: Mapping[str, Spec], outside: Outside | None = None) -> None:
-        """`folders` in order of priority: the user's first, then the built-in one. None of them need exist."""
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        specs: Mapping[str, Spec],
+        outside: Outside | None = None,
+        *,
+        loud: Collection[Path] = (),
+    ) -> None:
+        """`folders` in order of priority: the user's first, then the built-in one. None of them need exist. A model hides
+        those of its name in later folders without a word, except in `loud` ones: these are listed as broken.
+        """
         seen: dict[Path, Path] = {}
         for folder in folders:
             seen.setdefault(folder.resolve(), folder.absolute())
         self.folders = tuple(seen.values())
         self.specs = specs
         outside = outside or Outside()
-        self._outside = outside if outside.recognise else replace(outside, recognise=recognise)
+        self._outside = replace(outside, recognise=outside.recognise or recognise, malformed=outside.malformed or malformed)
+        self._loud = frozenset(folder.absolute() for folder in loud)
         self._reads: dict[Path, _Read] = {}
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
@@ -107,7 +117,7 @@ class Registry:
                 if str(path) not in taken and (read := self._weights(path, signature)) is not None:
                     reads[path] = read
             self._reads = reads
-            self._snapshot = build([read.source for read in reads.values()], self.folders, tuple(scan.problems))
+            self._snapshot = build([read.source for read in reads.values()], self._loud, tuple(scan.problems))
             return self._snapshot
 
     def _scan(self) -> _Scan:
@@ -156,17 +166,29 @@ class Registry:
             found = formats.detect(path)
             if found is None or (found == formats.GGUF and path.is_file() and not formats.is_model(path)):
                 return None
+            fault = _several(path) if found == formats.GGUF else None
         except OSError:
             return None
         name = weights_name(path)
         if name_fault(name):
             return None
+        if fault is not None:
+            return LoadedModel(path, name, problems=(fault,))
         backend = next((spec.name for spec in self.specs.values() if found in spec.formats), None)
         if backend is None:
             message = f"holds {found} weights, which no backend here loads"
             return LoadedModel(path, name, problems=(Problem(path, 0, 0, "", message),))
         config = ModelConfig(name=name, backend=backend, parameters=Parameters(model=path.name))
         return LoadedModel(path, name, config, backend)
+
+
+def _several(path: Path) -> Problem | None:
+    """A folder with more models than one needs a YAML that chooses."""
+    models = formats.gguf_models(path) if path.is_dir() else []
+    if len(models) < 2:
+        return None
+    message = f"the folder holds several models ({listed([model.name for model in models])}) and no YAML chooses one"
+    return Problem(path, 0, 0, "", message, f"write a YAML with `parameters: {{model: {path.name}/{models[0].name}}}`")
 
 
 def weights_name(path: Path) -> str:
@@ -181,7 +203,7 @@ def _signature(path: Path) -> Signature:
     """What changes when a file does: times, size and inode; () = not there."""
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # a NUL in the name
         return ()
     return (found.st_mtime_ns, found.st_size, found.st_ino, found.st_ctime_ns)
 
@@ -189,7 +211,7 @@ def _signature(path: Path) -> Signature:
 def _source(path: Path, loaded: LoadedModel, signature: Signature, weights: bool = False) -> Source:
     created = signature[0] // 1_000_000_000 if signature else 0
     if loaded.config is None:
-        return Source(loaded, Broken(loaded.name, path, loaded.problems))
+        return Source(loaded, Broken(loaded.name, path, loaded.problems, loaded.warnings))
     aliases = tuple(loaded.config.aliases)
     warnings, places = loaded.warnings, loaded.places
     entry = Entry(loaded.name, path, path.parent, loaded.config, loaded.backend, aliases, warnings, created, places)
@@ -200,13 +222,16 @@ def _source(path: Path, loaded: LoadedModel, signature: Signature, weights: bool
 
 
 def _referenced(reads: Collection[_Read]) -> set[str]:
-    """Paths that a YAML's weights keys name: these files are not models of their own."""
+    """Paths that a YAML's weights keys name, and the folders around them: these are not models of their own."""
     found: set[str] = set()
     for read in reads:
         if isinstance(read.source.item, Entry):
             entry = read.source.item
             for reference in _references(entry.config):
-                found.add(os.path.normpath(entry.folder / reference))
+                path = os.path.normpath(entry.folder / reference)
+                while path not in found:
+                    found.add(path)
+                    path = os.path.dirname(path)  # noqa: PTH120 - for 10,000 files at every change
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,10 @@ from llmgallery.catalog import formats
 from llmgallery.catalog.reference import HubReference, parse_reference
 from llmgallery.config.model import ModelConfig
 from llmgallery.config.outside import Spec
+from llmgallery.config.regular import irregular
 from llmgallery.core.errors import BadWeights, ConfigError, LoadError
 
-__all__ = ["HubReference", "LocalFiles", "backend_for", "local_path", "locate", "recognise"]
+__all__ = ["HubReference", "LocalFiles", "backend_for", "check_format", "local_path", "locate", "malformed", "recognise"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,11 @@ def locate(config: ModelConfig, folder: Path) -> LocalFiles | HubReference:
     if not reference:
         return LocalFiles()
     path = local_path(reference, folder)
-    if path is not None and path.exists():
-        return LocalFiles(_files(path, config.model_base_name))
+    if path is not None and _exists(path):
+        try:
+            return LocalFiles(_files(path, config.model_base_name))
+        except OSError as error:
+            raise LoadError(f"{path} cannot be read: {error.strerror or error}", field="parameters.model") from error
     if path is not None and (Path(reference).is_absolute() or reference.startswith("~")):
         raise LoadError(f"weights not found: {path} does not exist", field="parameters.model", hints=_near(path))
     try:
@@ -50,13 +54,16 @@ def locate(config: ModelConfig, folder: Path) -> LocalFiles | HubReference:
 def local_path(reference: str, folder: Path) -> Path | None:
     """The path on this machine that a reference would be, whether it exists or not; None = it cannot be one.
 
-    Raises LoadError for a relative path that leaves the folder.
+    Raises LoadError for a relative path that leaves the folder, and for the home of a user that is not known.
     """
     text = reference.removeprefix("file://")
     if "://" in text or "\0" in text:
         return None
     if text.startswith("~"):
-        return Path(text).expanduser()
+        try:
+            return Path(text).expanduser()
+        except RuntimeError as error:
+            raise LoadError(f"{reference}: no such home folder: write an absolute path", field="parameters.model") from error
     if Path(text).is_absolute():
         return Path(text)
     if ".." in re.split(r"[/\\]", text):
@@ -64,9 +71,19 @@ def local_path(reference: str, folder: Path) -> Path | None:
     return folder / text
 
 
+def _exists(path: Path) -> bool:
+    """Also of names that no file system takes."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def _files(path: Path, base_name: str | None) -> tuple[Path, ...]:
     if path.is_dir():
         return _of_folder(path, base_name)
+    if kind := irregular(path):
+        raise BadWeights(f"{path} is {kind}, not a regular file", field="parameters.model")
     parts = formats.split_parts(path)
     if missing := [part.name for part in parts if not part.is_file()]:
         raise BadWeights(
@@ -82,7 +99,7 @@ def _of_folder(folder: Path, base_name: str | None) -> tuple[Path, ...]:
         for file in files:
             if base_name in (file.name, file.stem):
                 return _files(file, None)
-        names = tuple(difflib.get_close_matches(base_name, [file.name for file in files], n=3, cutoff=0.3))
+        names = near_files(base_name, [file.name for file in files]) or tuple(file.name for file in files[:3])
         raise LoadError(f"{folder} holds no weights file called {base_name}", field="model_base_name", hints=names)
     if formats.detect(folder) != formats.GGUF:
         return (folder,)
@@ -90,7 +107,14 @@ def _of_folder(folder: Path, base_name: str | None) -> tuple[Path, ...]:
     if len(models) == 1:
         return _files(models[0], None)
     names = tuple(file.stem for file in models)
-    raise LoadError(f"{folder} holds several models: set model_base_name to one of them", field="model_base_name", hints=names)
+    one = f"{folder.name}/{models[0].name}"
+    message = f"{folder} holds several models ({listed(names)}): name one as in parameters.model: {one}, or set model_base_name"
+    raise LoadError(message, field="model_base_name", hints=names)
+
+
+def listed(names: Sequence[str]) -> str:
+    """At most four names, for a message."""
+    return ", ".join([*names[:4], f"{len(names) - 4} more"] if len(names) > 5 else names)
 
 
 def _with_base_name(found: HubReference, base_name: str | None) -> HubReference:
@@ -109,14 +133,38 @@ def _near(path: Path) -> tuple[str, ...]:
         names = [entry.name for entry in path.parent.iterdir() if not entry.name.startswith(".")]
     except OSError:
         return ()
-    return tuple(difflib.get_close_matches(path.name, names, n=3, cutoff=0.5))
+    return near_files(path.name, names)
+
+
+def near_files(name: str, names: Iterable[str]) -> tuple[str, ...]:
+    """At most three of `names`, most alike first. Suffixes do not count: they make all weights files alike."""
+    plain: dict[str, list[str]] = {}
+    for other in names:
+        plain.setdefault(_stem(other), []).append(other)
+    alike = difflib.get_close_matches(_stem(name), plain, n=3, cutoff=0.6)
+    return tuple(other for stem in alike for other in plain[stem])[:3]
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"(\.gguf)?\.[a-z]{2,11}$", "", name.lower())
+
+
+def malformed(reference: str, folder: Path) -> str:
+    """Why a reference can mean nothing, neither here nor on the Hub; "" = it can, also while what it names is not there."""
+    try:
+        path = local_path(reference, folder)
+        if path is None or not _exists(path):
+            parse_reference(reference)
+    except (LoadError, ConfigError) as error:
+        return error.message
+    return ""
 
 
 def recognise(reference: str, folder: Path) -> str | None:
     """The format of a weights reference: by its contents when it lies here, by its name while it is still on the Hub."""
     try:
         path = local_path(reference, folder)
-        if path is not None and path.exists():
+        if path is not None and _exists(path):
             return formats.detect(path)
         found = parse_reference(reference)
     except (OSError, LoadError, ConfigError):
@@ -131,12 +179,23 @@ def backend_for(files: Sequence[Path], specs: Mapping[str, Spec]) -> str:
     """The name of the backend that loads these files. Raises LoadError."""
     if not files:
         raise LoadError("no backend is set and there are no weights to tell it by: set backend:", field="backend")
-    try:
-        found = formats.detect(files[0])
-    except OSError as error:
-        raise LoadError(f"{files[0]} cannot be read: {error.strerror or error}") from error
+    found = _format(files[0])
     for spec in specs.values():
         if found in spec.formats:
             return spec.name
     what = f"holds {found} weights, which no backend here loads" if found else "is in no format that is known here"
     raise BadWeights(f"{files[0]} {what}; available backends: {', '.join(sorted(specs))}")
+
+
+def check_format(files: Sequence[Path], spec: Spec) -> None:
+    """Raises LoadError for weights that this backend does not load, by what is in them."""
+    if files and spec.formats and (found := _format(files[0])) not in spec.formats:
+        what = f"holds {found} weights" if found else "is in no format that is known here"
+        raise BadWeights(f"{files[0]} {what}; backend {spec.name} loads {', '.join(spec.formats)}")
+
+
+def _format(path: Path) -> str | None:
+    try:
+        return formats.detect(path)
+    except OSError as error:
+        raise LoadError(f"{path} cannot be read: {error.strerror or error}") from error

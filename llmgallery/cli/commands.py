@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llmgallery.cli.talk import Source
     from llmgallery.config.settings import Settings
 
-MODEL_PATH = click.Path(exists=True, path_type=Path)
+MODEL_PATH = click.Path(path_type=Path)
 
 
 @click.command()
@@ -86,37 +86,44 @@ def ask(
     model: str, prompt: str | None, system: str | None, verbose: bool, settings: Settings, asked: dict[str, float | int | None]
 ) -> None:
     """One question, or a chat. Raises GalleryError."""
+    from llmgallery.cli.given import neither
     from llmgallery.cli.portal import Portal
     from llmgallery.cli.talk import Talk, sampling
+    from llmgallery.core.errors import ModelNotFound
     from llmgallery.core.messages import say
 
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read()
     if prompt is not None and not prompt.strip():
         raise click.UsageError("the prompt is empty")
-    with Portal() as portal, answerer(portal, model, settings) as (source, name):
-        history = [say("system", system)] if system else []
-        talk = Talk(portal, source, name, sampling(**asked), verbose, history)
-        if prompt is not None:
-            talk.ask(prompt)
-        else:
-            with contextlib.suppress(ImportError):
-                import readline  # noqa: F401 - line editing for input()
-            talk.chat()
+    history = [say("system", system)] if system else []
+    try:
+        with Portal() as portal, answerer(portal, model, settings) as (source, name):
+            talk = Talk(portal, source, name, sampling(**asked), verbose, history)
+            if prompt is not None:
+                talk.ask(prompt)
+            else:
+                with contextlib.suppress(ImportError):
+                    import readline  # noqa: F401 - line editing for input()
+                talk.chat()
+    except ModelNotFound as exc:
+        raise neither(model, exc) from exc
 
 
 @contextlib.contextmanager
 def answerer(portal: Portal, model: str, settings: Settings) -> Iterator[tuple[Source, str]]:
     """Who answers for `model`, and the name to ask for: the server at LLMGALLERY_URL, else the stack in this process.
     A path is always answered here: a server would not read it."""
-    path = Path(model) if is_path(model) else None
+    from llmgallery.cli.given import path_of
+
+    path = path_of(model)
     remote = server(settings) if path is None else None
     if remote is not None:
         with entered(portal, remote):
             if portal.run(remote.answers()):
                 yield remote, model
                 return
-        click.echo(f"no server answers at {remote.url}: this process does", err=True)
+        click.echo(f"no server answers at {remote.url} (LLMGALLERY_URL): this process answers itself", err=True)
     from llmgallery.cli.local import Local
 
     with entered(portal, portal.run(Local.build(settings, path))) as local:
@@ -124,18 +131,13 @@ def answerer(portal: Portal, model: str, settings: Settings) -> Iterator[tuple[S
 
 
 def server(settings: Settings) -> Remote | None:
-    """The server at LLMGALLERY_URL; None when none is named."""
+    """The server at LLMGALLERY_URL; None when none is named. Raises UsageError."""
+    from llmgallery.cli.given import server_url
     from llmgallery.cli.remote import Remote
 
-    url = os.environ.get("LLMGALLERY_URL")
+    url = os.environ.get("LLMGALLERY_URL", "").strip()
     key = os.environ.get("LLMGALLERY_API_KEY") or next(iter(settings.api_keys), None)
-    return Remote(url, key) if url else None
-
-
-def is_path(model: str) -> bool:
-    """A path is told from a name by being there, and by a separator or a suffix of model files."""
-    looks = os.sep in model or model.lower().endswith((".gguf", ".yaml", ".yml"))
-    return looks and Path(model).exists()
+    return Remote(server_url(url), key) if url else None
 
 
 @contextlib.contextmanager

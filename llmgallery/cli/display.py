@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 STEP = 0.25  # of a plain line's phase
+DELAY = 0.3  # seconds; what is over before that needs no bar
 
 
 class Display:
@@ -25,6 +28,9 @@ class Display:
         self._said: tuple[str, int] | None = None
         self._bars: Bars | None = None
         self._task: tuple[str, TaskID] | None = None
+        self._began = time.monotonic()
+        self._drawing = threading.RLock()
+        self._later: threading.Timer | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -33,12 +39,35 @@ class Display:
         self.show(None)
 
     def show(self, progress: Progress | None) -> None:
-        if progress is None:
-            self._end_bars()
-        elif self._stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown"):
-            self._draw(progress)
-        elif progress.phase != "queued":
-            self._say(progress)
+        if progress is not None and not self._has_bars():
+            if progress.phase != "queued":
+                self._say(progress)
+            return
+        with self._drawing:
+            if self._later is not None:
+                self._later.cancel()
+                self._later = None
+            if progress is None:
+                self._end_bars()
+            elif self._bars is None and not progress.fraction and (left := self._began + DELAY - time.monotonic()) > 0:
+                self._draw_in(left, progress)
+            else:
+                self._draw(progress)
+
+    def _has_bars(self) -> bool:
+        return self._stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+    def _draw_in(self, seconds: float, progress: Progress) -> None:
+        """Unless something else is shown before: a model that is ready is queued for a moment too."""
+
+        def draw() -> None:
+            with self._drawing:
+                if self._later is timer:
+                    self._draw(progress)
+
+        self._later = timer = threading.Timer(seconds, draw)
+        timer.daemon = True
+        timer.start()
 
     def _say(self, progress: Progress) -> None:
         """A line at the start of a phase and at each quarter of a download."""

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
 
 import msgspec
 
 from llmgallery.backends.base import Loaded
 from llmgallery.backends.loader import specs
 from llmgallery.catalog import gguf
-from llmgallery.catalog.hub_cache import find_cached
-from llmgallery.catalog.hub_settings import HubSettings
-from llmgallery.catalog.reference import HubReference
 from llmgallery.catalog.registry import YAML_SUFFIXES, Entry
-from llmgallery.catalog.weights import locate
 from llmgallery.chat.prompt import pick_template
-from llmgallery.cli.stack import folder_registry, outside
+from llmgallery.cli.stack import files_here, folder_registry, loader, outside
 from llmgallery.config.load import load_model
 from llmgallery.config.merge import EffectiveValue, explain
+from llmgallery.config.problems import shown
 from llmgallery.config.settings import Settings
 from llmgallery.core.errors import BadWeights, LoadError
 from llmgallery.service.names import resolve
@@ -30,22 +27,56 @@ def effective(settings: Settings, name: str) -> list[Row]:
     entry = resolve(name, folder_registry(settings).read())
     written = entry.path.suffix.lower() in YAML_SUFFIXES
     places = load_model(entry.path, specs(), outside()).places if written else {}
-    keep_alive = (f"{settings.keep_alive:g}s", "settings" if settings.keep_alive != Settings().keep_alive else "default")
-    values = explain(entry.config, path=entry.path if written else None, places=places, keep_alive=keep_alive)
-    known = {value.key for value in values}
-    values += [value for value in _unwritten(entry) if value.key not in known]
-    values += _of_template(entry)
+    more = [*_of_weights(entry), *_of_backend(entry, written), _keep_alive(settings)]
+    values = explain(entry.config, path=entry.path if written else None, places=places, more=more)
+    template = _of_template(entry)
+    brought = {value.key for value in template}
+    values = [value for value in values if not (value.key in brought and value.value == [])] + template
     first = [value for value in values if value.key == "name"] or [EffectiveValue("name", entry.name, "the file's name")]
-    rest = [value for value in values if value.key not in ("name", "template.chat_template")]
+    rest = [value for value in values if value.key not in ("name", "options", "template.chat_template")]
     return [_row(value) for value in (*first, EffectiveValue("file", str(entry.path), ""), *rest)]
 
 
-def _unwritten(entry: Entry) -> list[EffectiveValue]:
+def _of_weights(entry: Entry) -> list[EffectiveValue]:
     """What the weights say where the file is silent."""
-    found = [EffectiveValue("backend", entry.backend, "recognised from the weights")]
-    if (header := _header(entry)) is not None:
+    found = []
+    if (backend := _backend(entry)) is not None:
+        found.append(EffectiveValue("backend", backend, "recognised from the weights"))
+    else:
+        found.append(EffectiveValue("backend", "told by the weights once they are here", "default"))
+    if (header := _header(entry)) is not None and header.context_length:
         found.append(EffectiveValue("context_size", header.context_length, "the weights"))
     return found
+
+
+def _backend(entry: Entry) -> str | None:
+    """None = nobody says so before the weights are here. Raises LoadError."""
+    if entry.backend is not None:
+        return entry.backend
+    files = files_here(entry)
+    return loader(entry, files) if files else None
+
+
+def _of_backend(entry: Entry, written: bool) -> list[EffectiveValue]:
+    """What the backend takes for its keys, and each of its options, set or not."""
+    if (name := _backend(entry)) is None:
+        return []
+    spec, source = specs()[name], f"backend {name}"
+    found = [EffectiveValue(key, value, source) for key, value in spec.unset.items()]
+    options = entry.config.options if isinstance(entry.config.options, dict) else {}
+    for field in msgspec.structs.fields(spec.options):
+        key = f"options.{field.name}"
+        if field.name in options:
+            line = entry.places.get(key, entry.places.get("options", (0, 0)))[0]
+            found.append(EffectiveValue(key, options[field.name], f"{shown(entry.path)}:{line}" if written else "recognised"))
+        else:
+            found.append(EffectiveValue(key, "not set" if field.default is None else field.default, source))
+    return found
+
+
+def _keep_alive(settings: Settings) -> EffectiveValue:
+    seconds = "never" if math.isinf(settings.keep_alive) else f"{settings.keep_alive:g}s"
+    return EffectiveValue("keep_alive", seconds, "settings" if settings.keep_alive != Settings().keep_alive else "default")
 
 
 def _of_template(entry: Entry) -> list[EffectiveValue]:
@@ -57,16 +88,16 @@ def _of_template(entry: Entry) -> list[EffectiveValue]:
     loaded = Loaded(0, chat_template=header.chat_template, templates=header.templates) if header else Loaded(0)
     choice = pick_template(entry.config, loaded)
     stops = [EffectiveValue("stopwords", list(choice.stops), choice.origin)] if choice.stops else []
-    return [EffectiveValue("template", choice.source, choice.origin), *stops]
+    key = choice.origin.rpartition(" ")[0] or choice.origin  # "template.preset chatml"
+    line = f" ({shown(entry.path)}:{entry.places[key][0]})" if key in entry.places else ""
+    return [EffectiveValue("template", choice.source, choice.origin + line), *stops]
 
 
 def _header(entry: Entry) -> gguf.Header | None:
     """The header of the weights when they are here and are GGUF. Raises LoadError when they cannot be found."""
-    located = locate(entry.config, entry.folder)
-    if isinstance(located, HubReference):
-        files: list[Path] = list(find_cached(HubSettings.from_env().cache_dir, located) or [])
-    else:
-        files = list(located.paths)
+    if entry.backend is not None and not specs()[entry.backend].needs_weights:
+        return None
+    files = files_here(entry)
     try:
         return gguf.read_header(files[0]) if files and gguf.is_gguf(files[0]) else None
     except BadWeights as exc:

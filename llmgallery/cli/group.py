@@ -20,7 +20,12 @@ class Failure(click.ClickException):
 
     def __init__(self, error: GalleryError) -> None:
         hints = [f"  {hint}" for hint in error.hints if hint not in error.message]
-        super().__init__("\n".join([error.message, *hints]))
+        super().__init__("\n".join([told(error), *hints]))
+
+
+def told(error: GalleryError) -> str:
+    """The message for the terminal: where it speaks of an endpoint, the command that does the same."""
+    return error.message.replace("GET /v1/models lists the models", "`llmgallery list` lists the models")
 
 
 class Group(click.Group):

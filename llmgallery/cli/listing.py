@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmgallery.backends.loader import specs
-from llmgallery.catalog.hub_cache import find_cached
-from llmgallery.catalog.hub_settings import HubSettings
-from llmgallery.catalog.reference import HubReference
-from llmgallery.catalog.registry import Entry, Registry, Snapshot
-from llmgallery.catalog.weights import locate
+from llmgallery.catalog.formats import detect
+from llmgallery.catalog.registry import WEIGHTS_SUFFIXES, YAML_SUFFIXES, Entry, Registry, Snapshot
 from llmgallery.cli.commands import server
-from llmgallery.cli.stack import folder_registry, models_dir, outside
+from llmgallery.cli.stack import files_here, folder_registry, loader, models_dir, outside
 from llmgallery.config.load import load_model
 from llmgallery.config.problems import Problem
 from llmgallery.config.settings import Settings
-from llmgallery.core.errors import LoadError
+from llmgallery.core.errors import BadWeights, LoadError
 
 Row = tuple[str, ...]
 WORDS = {"ready": "loaded", "unloaded": "installed"}
@@ -27,8 +24,8 @@ def rows(settings: Settings) -> list[Row]:
     """(name, state, backend, weights) of each model; for a broken one the first problem stands for its weights."""
     snapshot = folder_registry(settings).read()
     states = asyncio.run(server_states(settings))
-    listed = [_row(entry, _state(entry, states.get(entry.name))) for entry in snapshot.entries.values()]
-    listed += [_row(entry, "disabled") for entry in snapshot.disabled.values()]
+    listed = [_row(entry, *_state(entry, states.get(entry.name))) for entry in snapshot.entries.values()]
+    listed += [_row(entry, "disabled", entry.backend) for entry in snapshot.disabled.values()]
     for broken in snapshot.broken.values():
         more = f" (and {len(broken.problems) - 1} more)" if len(broken.problems) > 1 else ""
         listed.append((broken.name, "broken", "", f"{broken.problems[0]}{more}"))
@@ -37,20 +34,27 @@ def rows(settings: Settings) -> list[Row]:
     return sorted(listed)
 
 
-def _row(entry: Entry, state: str) -> Row:
-    return (entry.name, state, entry.backend or "", entry.config.weights or "")
+def _row(entry: Entry, state: str, backend: str | None) -> Row:
+    return (entry.name, state, backend or "", entry.config.weights or "")
 
 
-def _state(entry: Entry, at_server: str | None) -> str:
-    """What the server says of a model that it has touched; else whether its files are here."""
+def _state(entry: Entry, at_server: str | None) -> tuple[str, str | None]:
+    """What the server says of a model that it has touched, else whether its files are here and can be loaded; its backend."""
     if at_server is not None and at_server != "unloaded":
-        return WORDS.get(at_server, at_server)
+        return WORDS.get(at_server, at_server), entry.backend
     try:
-        located = locate(entry.config, entry.folder)
-        cached = not isinstance(located, HubReference) or find_cached(HubSettings.from_env().cache_dir, located)
+        files = _files(entry)
+        return ("not downloaded", entry.backend) if files is None else ("installed", loader(entry, files))
+    except BadWeights as exc:
+        return f"bad weights: {exc.message}", entry.backend
     except LoadError as exc:
-        return f"no weights: {exc.message}"
-    return "installed" if cached else "not downloaded"
+        return f"no weights: {exc.message.removeprefix('weights not found: ')}", entry.backend
+
+
+def _files(entry: Entry) -> list[Path] | None:
+    """As files_here, of a backend that needs any."""
+    needs = entry.backend is None or specs()[entry.backend].needs_weights
+    return files_here(entry) if needs else []
 
 
 async def server_states(settings: Settings) -> dict[str, str]:
@@ -74,6 +78,11 @@ class Checked:
     problems: list[Problem]
     warnings: list[Problem]
 
+    def in_order(self) -> list[tuple[Problem, bool]]:
+        """(problem, whether it is a mere warning), as they stand in the files."""
+        every = [*((problem, False) for problem in self.problems), *((problem, True) for problem in self.warnings)]
+        return sorted(every, key=lambda item: (str(item[0].path), item[0].line, item[0].column))
+
 
 def checked(settings: Settings, path: Path | None) -> Checked:
     """All problems and warnings of a file, of a folder, or (when none is named) of everything that the server would read."""
@@ -81,12 +90,45 @@ def checked(settings: Settings, path: Path | None) -> Checked:
         return _of_snapshot(models_dir(settings), folder_registry(settings).read())
     if path.is_dir():
         return _of_snapshot(path, Registry([path], specs(), outside()).read())
+    if (fault := _no_model_file(path)) is not None:
+        return Checked(path, 1, [fault], [])
     model = load_model(path, specs(), outside())
-    return Checked(path, 1, list(model.problems), list(model.warnings))
+    unusable: list[Problem] = []
+    if model.config is not None:
+        unusable = _unusable(Entry(model.name, path, path.parent, model.config, model.backend, places=model.places))
+    return Checked(path, 1, [*model.problems, *unusable], list(model.warnings))
 
 
 def _of_snapshot(where: Path, snapshot: Snapshot) -> Checked:
     entries = [*snapshot.entries.values(), *snapshot.disabled.values()]
     problems = [problem for broken in snapshot.broken.values() for problem in broken.problems]
+    problems += [problem for entry in snapshot.entries.values() for problem in _unusable(entry)]
     warnings = [problem for entry in entries for problem in snapshot.warnings(entry)]
+    warnings += [problem for broken in snapshot.broken.values() for problem in broken.warnings]
     return Checked(where, len(entries) + len(snapshot.broken), [*snapshot.problems, *problems], warnings)
+
+
+def _unusable(entry: Entry) -> list[Problem]:
+    """Why a model could not be loaded now, although its YAML is sound: its weights are not there, or are none."""
+    key = next((key for key in ("parameters.model", "model") if key in entry.places), "")
+    try:
+        if (files := _files(entry)) is not None:
+            loader(entry, files)
+    except LoadError as exc:
+        advice = "" if isinstance(exc, BadWeights) or not exc.hints else f"did you mean {exc.hints[0]}?"
+        return [Problem(entry.path, *entry.places.get(key, (0, 0)), key, exc.message, advice)]
+    return []
+
+
+def _no_model_file(path: Path) -> Problem | None:
+    """A weights file that `check` was given in a YAML's place."""
+    if path.suffix.lower() in YAML_SUFFIXES:
+        return None
+    try:
+        found = detect(path)
+    except OSError:
+        return None  # reading it as a model file says why
+    if found is None and not path.name.lower().endswith(WEIGHTS_SUFFIXES):
+        return None
+    message = f"a weights file ({found}), not a model's YAML" if found else "named like a weights file, but holds no weights"
+    return Problem(path, 0, 0, "", message, "check reads YAML files, and folders of them")

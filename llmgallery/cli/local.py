@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from llmgallery.cli.given import check_loadable
 from llmgallery.cli.stack import Stack, build
 from llmgallery.config.settings import Settings
 from llmgallery.core.events import Done, Progress, TextDelta
@@ -35,13 +36,18 @@ class Local:
     async def __aexit__(self, *exc: object) -> None:
         await self._stack.close()
 
-    async def ask(self, model: str, request: ChatRequest) -> AsyncIterator[Progress | TextDelta | Done]:
+    async def check(self, model: str) -> None:
+        """As Remote.check."""
+        check_loadable(await self._stack.gallery.entry(model))
+
+    async def ask(self, model: str, request: ChatRequest) -> AsyncIterator[Progress | TextDelta | Done | None]:
         """As Remote.ask."""
         generation = await self._stack.gallery.generate(Ask(model, (request,), stream=True))
         async with generation:
             async for progress in _progress(generation):
                 yield progress
             await generation.accepted()
+            yield None
             async for _, event in generation:
                 yield event
 

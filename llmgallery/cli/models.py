@@ -6,15 +6,11 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from llmgallery import __version__
 from llmgallery.cli.group import models_dir_option, settings_of
-
-if TYPE_CHECKING:
-    from llmgallery.config.problems import Problem
 
 
 @click.command("list")
@@ -50,7 +46,10 @@ def show(name: str, config: Path | None, models_dir: str | None) -> None:
     from llmgallery.cli.explain import effective
 
     rows = effective(settings_of(config, models_dir=models_dir), name)
-    print_rows(("KEY", "VALUE", "FROM"), rows)
+    if sys.stdout.isatty():
+        print_values(rows)
+    else:
+        print_rows(("KEY", "VALUE", "FROM"), rows)
 
 
 @click.command()
@@ -64,19 +63,14 @@ def check(path: Path | None, config: Path | None, models_dir: str | None) -> Non
     from llmgallery.cli import listing
 
     checked = listing.checked(settings_of(config, models_dir=models_dir), path)
-    _print_problems(checked.warnings, " (warning)")
-    _print_problems(checked.problems, "")
+    for problem, warning in checked.in_order():
+        click.echo(f"{problem} (warning)" if warning else str(problem))
     models = "1 model file" if checked.files == 1 else f"{checked.files} model files"
     count = len(checked.problems)
     found = "no problem" if count == 0 else "1 problem" if count == 1 else f"{count} problems"
     click.echo(f"{checked.where}: {models}, {found}", err=True)
     if checked.problems:
         sys.exit(1)
-
-
-def _print_problems(problems: Iterable[Problem], note: str) -> None:
-    for problem in problems:
-        click.echo(f"{problem}{note}")
 
 
 @click.command()
@@ -105,6 +99,31 @@ def version() -> None:
             found = distributions.get(module)
             state = f"{found[0]} {installed(found[0])}" if found else f"{module} is not installed"
             click.echo(f"{state} (backend {spec.name})")
+
+
+LONGEST = 60
+"""Cells in which a value stands beside its key; longer ones, and those of several lines, stand below it."""
+
+
+def print_values(rows: Iterable[tuple[str, ...]]) -> None:
+    """(key, value, source) for people: a template is read in its own lines."""
+    from rich.cells import cell_len, set_cell_size
+
+    rows = list(rows)
+    short = {key for key, value, _ in rows if value.isprintable() and cell_len(value) <= LONGEST}
+    keys = max(cell_len(key) for key, _, _ in rows)
+    values = max(cell_len(value) for key, value, _ in rows if key in short)
+    click.secho(f"{'KEY':<{keys}}  {'VALUE':<{values}}  FROM", bold=True)
+    for key, value, source in rows:
+        beside = value if key in short else ""
+        click.echo(f"{set_cell_size(key, keys)}  {set_cell_size(beside, values)}  {source}")
+        for line in value.splitlines() if key not in short else ():
+            click.echo(f"    {''.join(map(_printable, line.expandtabs(4)))}".rstrip())
+
+
+def _printable(character: str) -> str:
+    """Weights' templates are anybody's text: no control character of theirs reaches the terminal."""
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
 def print_rows(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:

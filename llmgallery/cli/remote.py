@@ -7,7 +7,7 @@ import ipaddress
 import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 import msgspec
@@ -66,8 +66,13 @@ class Remote:
         samples = families["llmgallery_model_state"].samples if "llmgallery_model_state" in families else []
         return {sample.labels["model"]: sample.labels["state"] for sample in samples if sample.value}
 
-    async def ask(self, model: str, request: ChatRequest) -> AsyncIterator[Progress | TextDelta | Done]:
-        """The answer as it comes; progress while the model is on its way; Done last. Raises GalleryError."""
+    async def check(self, model: str) -> None:
+        """Before the first question: that `model` can be asked. Raises GalleryError."""
+        await self.get(f"/v1/models/{quote(model)}")
+
+    async def ask(self, model: str, request: ChatRequest) -> AsyncIterator[Progress | TextDelta | Done | None]:
+        """The answer as it comes. First progress while the model is on its way, and None when it is there; Done last. Raises
+        GalleryError."""
         with self._mapped():
             async with self._client.stream("POST", "/v1/chat/completions", json=_body(model, request)) as response:
                 if not response.is_success:
@@ -102,10 +107,17 @@ def _body(model: str, request: ChatRequest) -> dict[str, Any]:
 
 
 def _failure(response: httpx.Response) -> GalleryError:
+    if response.status_code == httpx.codes.UNAUTHORIZED:
+        sent = "does not take this API key" if "authorization" in response.request.headers else "asks for an API key"
+        return GalleryError(f"the server at {_origin(response.url)} {sent}: set LLMGALLERY_API_KEY to one of its keys")
     try:
         return _error(response.json()["error"])
     except (ValueError, KeyError, TypeError):
         return GalleryError(f"{response.url} answered {response.status_code}: {response.text[:200]}")
+
+
+def _origin(url: httpx.URL) -> str:
+    return f"{url.scheme}://{url.netloc.decode()}"
 
 
 def _error(body: Any) -> GalleryError:
@@ -113,9 +125,9 @@ def _error(body: Any) -> GalleryError:
     return kind(str(body["message"]))
 
 
-async def read_events(lines: AsyncIterator[str]) -> AsyncIterator[Progress | TextDelta | Done]:
-    """What the lines of a chat's server-sent events say, Done last. Raises GalleryError."""
-    usage, reason = Usage(), None
+async def read_events(lines: AsyncIterator[str]) -> AsyncIterator[Progress | TextDelta | Done | None]:
+    """What the lines of a chat's server-sent events say: None with the first chunk, Done last. Raises GalleryError."""
+    usage, reason, begun = Usage(), None, False
     async for line in lines:
         if line.startswith(":"):
             if found := PERCENT.search(line):
@@ -127,6 +139,9 @@ async def read_events(lines: AsyncIterator[str]) -> AsyncIterator[Progress | Tex
         chunk = msgspec.json.decode(data)
         if "error" in chunk:
             raise _error(chunk["error"])
+        if not begun:
+            begun = True
+            yield None
         if counted := chunk.get("usage"):
             usage = Usage(counted["prompt_tokens"], counted["completion_tokens"])
         for choice in chunk["choices"]:

@@ -19,9 +19,11 @@ from litestar import Litestar
 from llmgallery import __version__
 from llmgallery.api.app import create_app
 from llmgallery.cli import stack as wiring
+from llmgallery.cli.given import check_loadable
 from llmgallery.cli.stack import Stack
 from llmgallery.config.settings import Settings
 from llmgallery.core.errors import ConfigError, GalleryError
+from llmgallery.service.names import resolve
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 log = logging.getLogger(__name__)
@@ -29,10 +31,15 @@ CUT_SECONDS = 10.0
 """After the drain: for errors to reach their clients, and for a worker that has to be killed."""
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 QUESTION = "What is llmgallery?"
+ONLY_WARNINGS = ("httpx", "httpcore", "watchfiles", "uvicorn.error")
+"""At every log level. HTTP clients log whole URLs, and a download's is signed: who reads the log could fetch the file. What
+watchfiles sees, and how uvicorn starts and ends, we say ourselves."""
 
 
 def serve(settings: Settings, path: Path | None) -> None:
-    """Blocks until SIGINT or SIGTERM, then drains. Raises ConfigError."""
+    """Blocks until SIGINT or SIGTERM, then drains. `path`: a model beside the folder. Raises ConfigError, LoadError."""
+    if path is not None and not path.exists():
+        raise ConfigError(f"there is no file {path}: --model takes a GGUF file or a model's YAML")
     _log_to_stderr(settings.log_level)
     _make_default_folder(settings)
     listener = bind(settings.host, settings.port)
@@ -43,6 +50,8 @@ def serve(settings: Settings, path: Path | None) -> None:
 async def _serve(settings: Settings, path: Path | None, listener: socket.socket) -> None:
     stack = wiring.build(settings, path)
     try:
+        if path is not None:
+            check_loadable(resolve(None, stack.registry.read(), default=stack.settings.default_model))
         app = create_app(stack.gallery, stack.settings, watcher=stack.follow)
         await Server(app, stack).serve(sockets=[listener])
     finally:
@@ -161,9 +170,10 @@ def curl(settings: Settings, port: int, model: str) -> str:
 
 
 def _log_to_stderr(level: str) -> None:
-    """One line a record. What uvicorn says of its own life is ours to say, so only its warnings pass."""
+    """One line a record."""
     logging.basicConfig(level=level.upper(), stream=sys.stderr, format=LOG_FORMAT)
-    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
+    for name in ONLY_WARNINGS:
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 def _make_default_folder(settings: Settings) -> None:

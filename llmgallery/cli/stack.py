@@ -16,10 +16,11 @@ import msgspec
 from llmgallery import paths
 from llmgallery.backends.loader import specs
 from llmgallery.catalog.hub import Hub
+from llmgallery.catalog.hub_cache import find_cached
 from llmgallery.catalog.hub_settings import HubSettings
-from llmgallery.catalog.registry import YAML_SUFFIXES, Registry, Snapshot, weights_name
+from llmgallery.catalog.registry import YAML_SUFFIXES, Entry, Registry, Snapshot, weights_name
 from llmgallery.catalog.watcher import watch
-from llmgallery.catalog.weights import recognise
+from llmgallery.catalog.weights import HubReference, backend_for, check_format, locate, malformed, recognise
 from llmgallery.config.load import load_model
 from llmgallery.config.outside import Outside
 from llmgallery.config.problems import as_error
@@ -70,7 +71,7 @@ class Scratch(tempfile.TemporaryDirectory[str]):
         self.path = Path(self.name)
         self.model = weights_name(weights)
         body = {"name": self.model, "parameters": {"model": str(weights.absolute())}}
-        (self.path / "model.yaml").write_text(json.dumps(body), encoding="utf-8")
+        (self.path / "model.yaml").write_text(json.dumps(body, ensure_ascii=False), encoding="utf-8")
 
 
 def build(settings: Settings, path: Path | None = None) -> Stack:
@@ -109,12 +110,30 @@ def folder_registry(settings: Settings, first: Sequence[Path] = ()) -> Registry:
     chosen = models_dir(settings)
     if settings.models_dir is not None and not chosen.is_dir():
         raise ConfigError(f"there is no models folder {chosen}: create it, or name another with --models-dir")
-    return Registry([*first, chosen, paths.builtin("models")], specs(), outside())
+    return Registry([*first, chosen, paths.builtin("models")], specs(), outside(), loud=[chosen])
 
 
 def outside() -> Outside:
     """What reading a model file needs beside the file: templates' syntax, presets' names, the formats of weights."""
-    return Outside(template=jinja.check, presets=presets.names(), recognise=recognise)
+    return Outside(jinja.check, presets.names(), recognise, malformed)
+
+
+def files_here(entry: Entry) -> list[Path] | None:
+    """The weights of a model, as they lie on this machine; None = on the Hub, and not downloaded yet. Raises LoadError."""
+    located = locate(entry.config, entry.folder)
+    if not isinstance(located, HubReference):
+        return list(located.paths)
+    found = find_cached(HubSettings.from_env().cache_dir, located)
+    return None if found is None else list(found)
+
+
+def loader(entry: Entry, files: Sequence[Path]) -> str:
+    """The backend that loads these files, or needs none. Raises LoadError when none does."""
+    if entry.backend is None:
+        return backend_for(files, specs())
+    if specs()[entry.backend].needs_weights:
+        check_format(files, specs()[entry.backend])
+    return entry.backend
 
 
 def report_problems(snapshot: Snapshot) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -12,6 +13,7 @@ from typing import Protocol
 import msgspec
 
 from llmgallery.cli.display import Display
+from llmgallery.cli.group import told
 from llmgallery.cli.portal import Portal
 from llmgallery.core.errors import GalleryError
 from llmgallery.core.events import Done, Progress, TextDelta, Usage
@@ -19,7 +21,10 @@ from llmgallery.core.messages import Message, say
 from llmgallery.core.requests import ChatRequest
 from llmgallery.core.sampling import Sampling
 
-HELP = "/clear forgets the conversation, /bye or Ctrl-D ends it, Ctrl-C stops an answer"
+HELP = "/clear forgets the conversation, /help tells this, /bye or Ctrl-D ends it, Ctrl-C stops an answer"
+ENDS = ("/bye", "/exit", "/quit")
+COMMAND = re.compile(r"/[\w?-]+(?=\s|$)")
+MEASURABLE = 0.1  # seconds of decoding
 
 CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
@@ -27,7 +32,9 @@ CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(12
 class Source(Protocol):
     """Who answers: a server, or the stack in this process."""
 
-    def ask(self, model: str, request: ChatRequest) -> AsyncIterator[Progress | TextDelta | Done]: ...
+    async def check(self, model: str) -> None: ...
+
+    def ask(self, model: str, request: ChatRequest) -> AsyncIterator[Progress | TextDelta | Done | None]: ...
 
 
 @dataclass
@@ -48,7 +55,7 @@ class Talk:
         with Display(self.model) as display, contextlib.closing(self.portal.each(self.source.ask(self.model, request))) as events:
             for event in events:
                 match event:
-                    case Progress():
+                    case Progress() | None:
                         display.show(event)
                     case TextDelta(piece):
                         display.show(None)
@@ -68,17 +75,25 @@ class Talk:
         return answer
 
     def chat(self, read: Callable[[str], str] = input) -> None:
-        """Prompts from the keyboard until it ends. An error or Ctrl-C costs one answer, not the conversation."""
+        """Prompts from the keyboard until it ends. An error or Ctrl-C costs one answer, not the conversation. Raises
+        GalleryError when the model cannot be asked at all."""
+        self.portal.run(self.source.check(self.model))
         print(f"{self.model}: {HELP}", file=sys.stderr)
         start = list(self.history)
         with contextlib.suppress(EOFError):
-            while (prompt := _typed(read)) != "/bye":
-                if prompt == "/clear":
-                    self.history = list(start)
-                elif prompt in ("/help", "/?"):
-                    print(HELP, file=sys.stderr)
-                elif prompt:
-                    self._answer(prompt)
+            while (prompt := _typed(read)).rstrip() not in ENDS:
+                if found := COMMAND.match(prompt):
+                    self._command(prompt.strip(), found.group(), start)
+                elif prompt.strip():
+                    self._answer(prompt.strip())
+
+    def _command(self, prompt: str, word: str, start: list[Message]) -> None:
+        if prompt == "/clear":
+            self.history = list(start)
+        elif prompt in ("/help", "/?"):
+            print(HELP, file=sys.stderr)
+        else:
+            print(f"{word} was not sent: {HELP}; a blank in front makes it text", file=sys.stderr)
 
     def _answer(self, prompt: str) -> None:
         try:
@@ -86,13 +101,13 @@ class Talk:
         except KeyboardInterrupt:
             print(file=sys.stderr)
         except GalleryError as exc:
-            print(f"Error: {exc.message}", file=sys.stderr)
+            print(f"Error: {told(exc)}", file=sys.stderr)
 
 
 def _typed(read: Callable[[str], str]) -> str:
-    """The next prompt; Ctrl-C gives up the line, as in a shell. Raises EOFError at the end."""
+    """The next line; Ctrl-C gives up the line, as in a shell. Raises EOFError at the end."""
     try:
-        return read(">>> ").strip()
+        return read(">>> ")
     except KeyboardInterrupt:
         print(f"\n{HELP}", file=sys.stderr)
         return ""
@@ -104,13 +119,19 @@ def printable(text: str) -> str:
 
 
 def statistics(usage: Usage, started: float, first: float | None, ended: float) -> str:
-    """One line: time to first token, tokens, tokens per second (of the answer, from its first token on)."""
-    counts = f"{usage.prompt_tokens} prompt tokens, {usage.completion_tokens} tokens"
+    """One line: time to first token, tokens, and the speed of those that came after the first. An answer that came at once, in
+    one piece or nearly so, says nothing of that speed."""
+    prompt, answer = _tokens(usage.prompt_tokens, "prompt token"), _tokens(usage.completion_tokens, "token")
+    counts = f"{prompt}, {answer} in {ended - started:.2f} s"
     if first is None:
-        return f"no token in {ended - started:.2f} s, {counts}"
-    after = usage.completion_tokens - 1
-    speed = f", {after / (ended - first):.1f} tokens/s" if after > 0 and ended > first else ""
-    return f"first token after {first - started:.2f} s, {counts}{speed}"
+        return f"no text, {counts}"
+    after, seconds = usage.completion_tokens - 1, ended - first
+    speed = f"{after / seconds:.1f} tokens/s" if after > 0 and seconds >= MEASURABLE else "n/a, too short to measure"
+    return f"first token after {first - started:.2f} s, {counts}, decoding: {speed}"
+
+
+def _tokens(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def sampling(**asked: float | int | None) -> Sampling:

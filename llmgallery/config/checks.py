@@ -87,6 +87,10 @@ def values(config: ModelConfig, reading: Reading, stem: str) -> None:
             reading.fail(_node(reading, key), key, fault)
     if config.name is None and (fault := name_fault(stem)):
         reading.problems.append(Problem(reading.path, 1, 1, "", f"the file's name as a model's name: {fault}", "set name:"))
+    if config.parameters.max_tokens == 0:
+        node = reading.nodes["parameters.max_tokens"]
+        message = "0 is out of range: every answer would be empty; expected a whole number, at least 1"
+        reading.fail(node, "parameters.max_tokens", message, "-1 = until the context is full")
     if config.keep_alive is not None:
         try:
             parse_duration(config.keep_alive)
@@ -162,9 +166,9 @@ def listed_options(items: list[str], node: Node, spec: Spec, reading: Reading) -
         at = _node(reading, key)
         known = fields.get(name) or fields.get(name.replace("-", "_"))
         if known is None:
-            # LocalAI hands any item to its backend, so files in use hold items that mean nothing here.
             advice = did_you_mean(name, list(fields))
-            warnings.append(Problem(reading.path, *place(at), key, f"backend {spec.name} has no option {name!r}", advice))
+            message = f"ignored, as LocalAI's lists hold keys for other builds too: backend {spec.name} has no option {name!r}"
+            warnings.append(Problem(reading.path, *place(at), key, message, advice))
             continue
         value = ScalarNode(PLAIN, text.strip() if colon else "true", at.start_mark, at.end_mark)
         read = known[1].read(value, key, reading)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,17 @@ def model_schema(specs: Mapping[str, Spec]) -> dict[str, Any]:
     schema = _schema(ModelConfig, "A model of llmgallery")
     properties: dict[str, Any] = schema["$defs"]["ModelConfig"]["properties"]
     names = {spec.name: [spec.name, *spec.aliases] for spec in specs.values()}
-    properties["backend"] |= {"anyOf": [{"enum": [name for group in names.values() for name in group]}, {"type": "null"}]}
+    every = [name for group in names.values() for name in group]
+    properties["backend"] |= {"anyOf": [{"enum": every}, _any_case(every), {"type": "null"}]}
     properties["keep_alive"] |= {"anyOf": [*_DURATION["anyOf"], {"type": "null"}]}
     for key in ("cache_type_k", "cache_type_v"):
-        properties[key] |= {"anyOf": [{"enum": [*CACHE_TYPES, *map(str.upper, CACHE_TYPES)]}, {"type": "null"}]}
+        properties[key] |= {"anyOf": [{"enum": list(CACHE_TYPES)}, _any_case(CACHE_TYPES), {"type": "null"}]}
+    schema["$defs"]["Parameters"]["properties"]["max_tokens"] |= {"not": {"const": 0}}
     rules = []
     for spec in specs.values():
         options = _schema(spec.options, "")
         schema["$defs"] |= options["$defs"]
-        named = {"properties": {"backend": {"enum": names[spec.name]}}, "required": ["backend"]}
+        named = {"properties": {"backend": _any_case(names[spec.name])}, "required": ["backend"]}
         mapping = {"properties": {"options": {"anyOf": [{"type": ["array", "null"]}, {"$ref": options["$ref"]}]}}}
         rules.append({"if": named, "then": mapping})
     schema["allOf"] = rules
@@ -51,6 +53,12 @@ def settings_schema() -> dict[str, Any]:
     }
     shape = {"type": "object", "properties": properties, "additionalProperties": False}
     return {"$schema": DIALECT, "title": "Settings of llmgallery", **shape}
+
+
+def _any_case(names: Iterable[str]) -> dict[str, Any]:
+    """One of these words, as the reader takes them: in capitals or not. JSON schema's patterns have no flag for that."""
+    words = ("".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c.replace(".", r"\.") for c in name) for name in names)
+    return {"type": "string", "pattern": f"^({'|'.join(words)})$"}
 
 
 def _schema(cls: type[msgspec.Struct], title: str) -> dict[str, Any]:

@@ -31,7 +31,10 @@ def from_text(type_: type, value: Any) -> Any:
     if type_ is Bytes:
         return Bytes(parse_size(value))
     if type_ is Path and isinstance(value, str) and value:
-        return Path(value).expanduser()
+        try:
+            return Path(value).expanduser()
+        except RuntimeError as error:
+            raise ValueError("no such home folder") from error
     raise ValueError(f"not a {type_.__name__}")
 
 

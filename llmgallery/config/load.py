@@ -15,6 +15,7 @@ from llmgallery.config.nodes import Unreadable, compose, kind, place
 from llmgallery.config.outside import Outside, Spec
 from llmgallery.config.problems import Problem
 from llmgallery.config.readers import FAILED, Reading, struct_reader
+from llmgallery.config.regular import open_regular
 from llmgallery.config.suggest import adviser, levels_of, model_levels
 
 MAX_TEMPLATE = 1024 * 1024
@@ -40,7 +41,7 @@ class LoadedModel:
 def load_model(path: Path, specs: Mapping[str, Spec], outside: Outside | None = None) -> LoadedModel:
     """Read a model file. Never raises for what the file says, nor for a file that cannot be opened."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(1024 * 1024 + 1)
     except OSError as error:
         problem = Problem(path, 0, 0, "", f"cannot be read: {error.strerror or error}")
@@ -86,6 +87,7 @@ class _Model:
             self.warnings += checks.unheeded(self.reading, self.specs[backend])
         checks.values(config, self.reading, self.path.stem)
         checks.weights(config, self.reading, self.specs[backend] if backend else None)
+        self.reference(config, backend)
         self.warnings += checks.not_yet(self.reading)
         config = self.template(config)
         return self.result(config.name or self.path.stem, config, backend)
@@ -104,6 +106,17 @@ class _Model:
             return None
         format_ = self.outside.recognise(config.weights, self.path.parent)
         return next((spec.name for spec in self.specs.values() if format_ in spec.formats), None)
+
+    def reference(self, config: ModelConfig, backend: str | None) -> None:
+        """Note a weights reference that can mean nothing. A file of that name, once it is there, would mean something."""
+        key = "model" if config.parameters.model is None else "parameters.model"
+        noted = any(problem.key == key for problem in self.reading.problems)
+        needed = backend is None or self.specs[backend].needs_weights
+        if not config.weights or self.outside.malformed is None or noted or not needed:
+            return
+        if fault := self.outside.malformed(config.weights, self.path.parent):
+            self.reading.fail(self.reading.nodes[key], key, fault)
+            self.depends.append(self.path.parent / config.weights.removeprefix("file://"))
 
     def options(self, config: ModelConfig, spec: Spec) -> ModelConfig:
         """The config with its options checked against the backend's own keys."""
@@ -143,11 +156,11 @@ class _Model:
             return None
         path = self.path.parent / name
         self.depends.append(path)
-        if not path.resolve().is_relative_to(self.path.parent.resolve()):
-            self.reading.fail(node, key, f"{name} lies outside the folder of this file", "put the template beside the YAML")
-            return None
         try:
-            with path.open("rb") as file:
+            if not path.resolve().is_relative_to(self.path.parent.resolve()):
+                self.reading.fail(node, key, f"{name} lies outside the folder of this file", "put the template beside the YAML")
+                return None
+            with open_regular(path) as file:
                 data = file.read(MAX_TEMPLATE + 1)
             if len(data) > MAX_TEMPLATE:
                 self.reading.fail(node, key, f"{name} is larger than {MAX_TEMPLATE:,} bytes")
@@ -157,4 +170,6 @@ class _Model:
             self.reading.fail(node, key, f"cannot read {name}: {error.strerror or error}", "put the template beside the YAML")
         except UnicodeDecodeError:
             self.reading.fail(node, key, f"{name} is not UTF-8", "save it as UTF-8")
+        except (ValueError, RuntimeError) as error:  # a NUL in the name; links that go round in a circle
+            self.reading.fail(node, key, f"cannot read {name!r}: {error}", "put the template beside the YAML")
         return None

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from llmgallery.config.model import ModelConfig, Section
+from llmgallery.config.model import ModelConfig, OnUnsupported, Section
 from llmgallery.config.problems import shown
 from llmgallery.core.sampling import DEFAULTS, Sampling
+
+_UNSET: dict[str, Any] = {
+    "aliases": [],
+    "parameters.seed": "random",
+    "parameters.max_tokens": "until the context is full",
+    "parameters.typical_p": 1.0,
+    "pinned": False,
+    "disabled": False,
+    "system_prompt": "none",
+    "stopwords": [],
+    "on_unsupported.demands": OnUnsupported().demands,
+    "on_unsupported.hints": OnUnsupported().hints,
+    "limits.max_concurrent": "no limit",
+}
+"""What holds, as a value or in words, where nobody says anything."""
 
 _KEYS = tuple(name for name in Sampling.__struct_fields__ if name not in ("extra", "logit_bias"))
 
@@ -52,32 +67,32 @@ def explain(
     path: Path | None = None,
     places: Mapping[str, tuple[int, int]] | None = None,
     below: Sequence[tuple[str, Sampling]] = (),
-    keep_alive: tuple[Any, str] | None = None,
+    more: Sequence[EffectiveValue] = (),
 ) -> list[EffectiveValue]:
-    """Every value of a model that is set or has a default, in the order of the structs.
+    """Every value that holds for a model, set or not, in the order of the structs.
 
     `places`: where the YAML at `path` sets what (LoadedModel.places). `below`: (source, sampling) of preset and backend,
-    the stronger first. `keep_alive`: (value, source) where the YAML says nothing.
+    the stronger first. `more`: what others say of keys that the YAML does not set, the stronger first.
     """
     places = places or {}
-    found = {key: EffectiveValue(key, value, _source(key, path, places)) for key, value in _set_values(config, "")}
+    found = {key: EffectiveValue(key, value, _source(key, path, places)) for key, value in _set_values(config, "", places)}
     for source, sampling in (*below, ("default", DEFAULTS)):
         for name in (*_KEYS, "logit_bias"):
             key, value = f"parameters.{name}", getattr(sampling, name)
             if value is not None and key not in found:
                 found[key] = EffectiveValue(key, value, source)
-    if keep_alive is not None and "keep_alive" not in found:
-        found["keep_alive"] = EffectiveValue("keep_alive", *keep_alive)
+    for item in (*more, *(EffectiveValue(key, value, "default") for key, value in _UNSET.items())):
+        found.setdefault(item.key, item)
     return sorted(found.values(), key=_order)
 
 
-def _set_values(section: Section, prefix: str) -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of all that differs from the struct's default."""
+def _set_values(section: Section, prefix: str, places: Container[str]) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all that is written, or differs from the struct's default."""
     for field in msgspec.structs.fields(type(section)):
         value = getattr(section, field.name)
         if isinstance(value, Section):
-            yield from _set_values(value, f"{prefix}{field.name}.")
-        elif value not in (None, [], {}) and value != field.default:
+            yield from _set_values(value, f"{prefix}{field.name}.", places)
+        elif value not in (None, [], {}) and (value != field.default or prefix + field.name in places):
             yield prefix + field.name, value
 
 

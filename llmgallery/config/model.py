@@ -32,7 +32,8 @@ class Parameters(Section, frozen=True):
     typical_p: Annotated[Probability | None, Meta(description="locally typical sampling; 1 = off")] = None
     seed: Annotated[int | None, Meta(description="-1 = random")] = None
     max_tokens: Annotated[
-        Annotated[int, Meta(ge=-1)] | None, Meta(description="length limit of an answer; -1 = until the context is full")
+        Annotated[int, Meta(ge=-1)] | None,
+        Meta(description="length limit of an answer, 1 or more; -1 = to the context's end"),
     ] = None
     repeat_penalty: Annotated[Annotated[float, Meta(ge=0)] | None, Meta(description="1 = off")] = None
     repeat_last_n: Annotated[

@@ -122,15 +122,8 @@ def _without_escaped_quote(text: str, error: yaml.MarkedYAMLError) -> str | None
     mark = error.problem_mark
     if mark is None or "unknown escape" not in (error.problem or ""):
         return None
-    start = _offset(text, mark.line, mark.column)
+    start = mark.index  # not by its line: YAML breaks lines at U+2028 and the like too
     return text[:start] + text[start + 1 :] if text.startswith("\\'", start) else None
-
-
-def _offset(text: str, line: int, column: int) -> int:
-    start = 0
-    for _ in range(line):
-        start = text.index("\n", start) + 1
-    return start + column
 
 
 def _bad_character(error: yaml.reader.ReaderError, text: str, path: Path) -> Problem:

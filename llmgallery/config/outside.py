@@ -41,8 +41,10 @@ class Outside:
     """What config may not import. `template`: Jinja source -> its fault. `presets`: their names; None = not checked.
 
     `recognise`: (weights reference, folder of the YAML) -> file format, None = not known (yet).
+    `malformed`: the same -> why the reference can mean nothing, neither here nor on the Hub; "" = it can.
     """
 
     template: Callable[[str], TemplateFault | None] | None = None
     presets: Collection[str] | None = None
     recognise: Callable[[str, Path], str | None] | None = None
+    malformed: Callable[[str, Path], str] | None = None

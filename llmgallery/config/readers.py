@@ -102,7 +102,9 @@ class LeafReader(Reader):
         self.takes_text = any(isinstance(info, (inspect.StrType, inspect.CustomType, inspect.LiteralType)) for info in infos)
         self.numeric = any(isinstance(info, (inspect.IntType, inspect.FloatType)) for info in infos)
         self.whole = not any(isinstance(info, inspect.FloatType) for info in infos)
+        texts = any(isinstance(info, inspect.StrType) or getattr(info, "cls", None) is Path for info in infos)
         self.choices = [str(value) for info in infos if isinstance(info, inspect.LiteralType) for value in info.values]
+        self.quotable = texts and not self.numeric and not self.choices
 
     def read(self, node: Node, key: str, reading: Reading) -> Any:
         if not reading.bounded(node, key):
@@ -128,7 +130,7 @@ class LeafReader(Reader):
             advice = did_you_mean(value, self.choices)
         elif isinstance(value, str) and node.tag != PLAIN and self.convertible(node):
             advice = "remove the quotes"
-        elif self.takes_text and node.tag == PLAIN and not self.choices and value is not None:
+        elif self.quotable and value is not None and not isinstance(value, str):
             advice = f'put it in quotes: "{node.value}"'
         return reading.fail(node, key, f"expected {self.expected}, found {describe(node)}", advice)
 

@@ -79,11 +79,20 @@ def adviser(
             return " or ".join(map(_belongs, elsewhere[:2]))
         if (other := other_names.get(key.lower().replace("-", "_"))) is not None:
             return f"did you mean {other}?"
+        if begun := _begun(key, parent, levels):
+            return f"did you mean {' or '.join(begun)}?"
         if (found := _nearest_anywhere(key, parent, levels)) is not None:
             return f"did you mean {found}?"
         return f"known here: {', '.join(here)}" if 0 < len(here) <= 8 else fallback
 
     return advise
+
+
+def _begun(word: str, parent: str, levels: Levels) -> list[str]:
+    """At most two dotted keys of which the word is the first part; those of its own level, else of the others."""
+    first = word.lower().replace("-", "_") + "_"
+    found = [(level != parent, dotted(level, key)) for level, keys in levels.items() for key in keys if key.startswith(first)]
+    return [key for other, key in found if other == min(found)[0]][:2] if len(word) > 2 else []
 
 
 def _nearest_anywhere(word: str, parent: str, levels: Levels) -> str | None:

@@ -58,14 +58,30 @@ def lookup(name: str, snapshot: Snapshot) -> Entry | None:
 
 
 def near_names(name: str, snapshot: Snapshot, count: int = 3) -> tuple[str, ...]:
-    """Names and aliases most like `name`: those that hold it or begin alike first."""
-    names = [*snapshot.entries, *snapshot.aliases]
-    wanted = name[:MAX_NAME].lower()
-    held = [other for other in names if wanted and (wanted in other.lower() or other.lower() in wanted)]
+    """Names and aliases most like `name`: first those of which it begins a word, or that begin one of its words."""
+    written: dict[str, str] = {}
+    for other in (*snapshot.entries, *snapshot.aliases):
+        written.setdefault(_plain(other), other)
+    wanted = _plain(name[:MAX_NAME])
+    held = [other for other in written if _begins_a_word(wanted, other) or _begins_a_word(other, wanted)]
     held.sort(key=lambda other: (abs(len(other) - len(wanted)), other))
-    alike = difflib.get_close_matches(wanted, [other.lower() for other in names[:MAX_COMPARED]], n=count, cutoff=0.6)
-    written = {other.lower(): other for other in reversed(names)}
-    return tuple(dict.fromkeys([*held, *(written[other] for other in alike)]))[:count]
+    # Of four letters, one that differs is a quarter: short words must be more alike than long ones.
+    cutoff = 0.6 if len(wanted) > 4 else 0.7
+    alike = difflib.get_close_matches(wanted, list(written)[:MAX_COMPARED], n=count, cutoff=cutoff)
+    return tuple(written[other] for other in dict.fromkeys([*held, *alike]))[:count]
+
+
+def _plain(name: str) -> str:
+    """In small letters, and without the suffix of a weights file, which says nothing of what is meant."""
+    lower = name.lower()
+    return lower.removesuffix(".bin").removesuffix(".gguf") or lower
+
+
+def _begins_a_word(part: str, text: str) -> bool:
+    at = text.find(part) if len(part) >= 3 else -1
+    while at > 0 and text[at - 1].isalnum():
+        at = text.find(part, at + 1)
+    return at >= 0
 
 
 def _exact(name: str, snapshot: Snapshot) -> Entry | None:

@@ -1,4 +1,6 @@
 import os
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -247,3 +249,111 @@ def test_created_is_the_files_time(tmp_path: Path, name: str) -> None:
     entry = registry(tmp_path).read().entries[name]
     assert isinstance(entry, Entry)
     assert (entry.created, entry.folder) == (1_700_000_000, tmp_path)
+
+
+def within_a_deadline(found: Registry) -> Snapshot:
+    """The first reading, which must not block: what hangs in a thread of its own can still be told."""
+    reading = threading.Thread(target=found.read, daemon=True)
+    reading.start()
+    reading.join(20)
+    assert not reading.is_alive(), "the reading blocks"
+    return found.snapshot
+
+
+def test_fifos_and_sockets_do_not_block_the_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pipe.yaml", "pipe.gguf", "weights", "t.jinja"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "folder" / "x.gguf")
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("talk.yaml")
+        write(tmp_path, a="", b="template: {chat_template_file: t.jinja}")
+        (tmp_path / "c.yaml").write_text("model: weights\n")
+        found = within_a_deadline(registry(tmp_path))
+    assert set(found.entries) == {"a", "c"}
+    assert "it is a FIFO, not a regular file" in str(found.broken["pipe"].problems[0])
+    assert "it is a socket, not a regular file" in str(found.broken["talk"].problems[0])
+    (problem,) = found.broken["b"].problems
+    assert (problem.line, problem.key) == (2, "template.chat_template_file") and "a FIFO" in problem.message
+
+
+def test_a_file_that_becomes_a_regular_one_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.yaml")
+    found = registry(tmp_path)
+    assert set(within_a_deadline(found).broken) == {"a"}
+    (tmp_path / "a.yaml").unlink()
+    write(tmp_path, a="")
+    assert set(found.refresh().entries) == {"a"}
+
+
+@pytest.mark.parametrize(
+    "reference", ["owner/repo/x.gguf@", "owner/repo:", "http://[x/y", "~nobody-of-this-name/x.gguf", "my models/x/y.gguf"]
+)
+def test_a_reference_that_can_mean_nothing_breaks_its_own_file_alone(tmp_path: Path, reference: str) -> None:
+    write(tmp_path, good="")
+    (tmp_path / "bad.yaml").write_text(f"description: x\nmodel: {reference!r}\n")
+    found = registry(tmp_path).read()
+    assert set(found.entries) == {"good"}
+    (problem,) = found.broken["bad"].problems
+    assert (problem.line, problem.column, problem.key) == (2, 8, "model")
+
+
+def test_a_bad_reference_means_a_file_once_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("parameters: {model: my models/x/y.gguf}\n")
+    found = registry(tmp_path)
+    assert set(found.read().broken) == {"a"}
+    (tmp_path / "my models" / "x").mkdir(parents=True)
+    (tmp_path / "my models" / "x" / "y.gguf").write_bytes(GGUF)
+    assert found.refresh().entries["a"].backend == "llama-cpp"
+
+
+@pytest.mark.parametrize("reference", ["none.gguf", "/no/such.gguf", "x" * 300])
+def test_weights_that_are_missing_now_break_nothing(tmp_path: Path, reference: str) -> None:
+    (tmp_path / "a.yaml").write_text(f"model: {reference}\nbackend: llama-cpp\n")
+    assert set(registry(tmp_path).read().entries) == {"a"}
+
+
+def test_names_that_no_file_system_takes_break_their_own_file_alone(tmp_path: Path) -> None:
+    write(tmp_path, good="", bad='template: {chat_template_file: "a\\0b"}', turn="template: {chat_template_file: l}")
+    (tmp_path / "l").symlink_to(tmp_path / "l")
+    found = registry(tmp_path)
+    assert set(found.read().entries) == {"good"}
+    assert set(found.refresh().broken) == {"bad", "turn"}
+
+
+def test_a_folder_of_several_models_needs_a_yaml_that_chooses(tmp_path: Path) -> None:
+    (tmp_path / "two").mkdir()
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / "two" / name).write_bytes(GGUF)
+    found = registry(tmp_path)
+    before = found.read()
+    assert not before.entries
+    (problem,) = before.broken["two"].problems
+    assert "several models (a.gguf, b.gguf) and no YAML chooses one" in problem.message
+    assert problem.suggestion == "write a YAML with `parameters: {model: two/a.gguf}`"
+    (tmp_path / "x.yaml").write_text("parameters: {model: two/a.gguf}\n")
+    after = found.refresh()
+    assert set(after.entries) == {"x"} and not after.broken
+
+
+def test_a_folder_whose_only_model_a_yaml_names_is_no_model_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.gguf").write_bytes(GGUF)
+    assert set(registry(tmp_path).read().entries) == {"one"}
+    (tmp_path / "x.yaml").write_text("parameters: {model: one/a.gguf}\n")
+    assert set(registry(tmp_path).read().entries) == {"x"}
+
+
+def test_what_a_loud_folder_hides_is_listed(tmp_path: Path) -> None:
+    (tmp_path / "w.gguf").write_bytes(GGUF)
+    write(tmp_path / "asked", x="name: same\ndescription: asked for")
+    (tmp_path / "asked" / "x.yaml").write_text(f"name: same\nmodel: {tmp_path / 'w.gguf'}\n")
+    write(tmp_path / "user", y="name: same")
+    folders = [tmp_path / "asked", tmp_path / "user"]
+    assert not Registry(folders, specs()).read().broken
+    found = Registry(folders, specs(), loud=[tmp_path / "user"]).read()
+    (problem,) = found.broken["y.yaml"].problems
+    assert (problem.line, problem.key) == (2, "name")
+    assert "the name 'same' is already taken by" in problem.message and "w.gguf" in problem.message
+    assert found.entries["same"].folder == tmp_path / "asked"

@@ -1,9 +1,19 @@
+import os
 from pathlib import Path
 
 import pytest
 
 from llmgallery.backends.base import BackendSpec
-from llmgallery.catalog.weights import HubReference, LocalFiles, backend_for, locate, recognise
+from llmgallery.catalog.weights import (
+    HubReference,
+    LocalFiles,
+    backend_for,
+    check_format,
+    locate,
+    malformed,
+    near_files,
+    recognise,
+)
 from llmgallery.config.model import ModelConfig, Parameters
 from llmgallery.core.errors import BadWeights, LoadError
 
@@ -119,3 +129,41 @@ def test_the_backend_for_files_at_hand(tmp_path: Path) -> None:
         backend_for([tmp_path / "page.gguf"], SPECS)
     with pytest.raises(LoadError, match="set backend:"):
         backend_for([], SPECS)
+
+
+def test_weights_must_be_regular_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.gguf")
+    with pytest.raises(BadWeights, match=r"x\.gguf is a FIFO, not a regular file"):
+        locate(config("x.gguf"), tmp_path)
+
+
+@pytest.mark.parametrize("reference", ["~nobody-of-this-name/x.gguf", "http://[x/y"])
+def test_references_that_no_library_reads_are_load_errors(tmp_path: Path, reference: str) -> None:
+    with pytest.raises(LoadError):
+        locate(config(reference), tmp_path)
+    assert malformed(reference, tmp_path)
+    assert recognise(reference, tmp_path) is None
+
+
+def test_only_what_can_never_be_there_is_malformed(tmp_path: Path) -> None:
+    for reference in ("x.gguf", "/no/such.gguf", "owner/repo", "owner/repo/x.gguf@v1", "a" * 300):
+        assert malformed(reference, tmp_path) == ""
+    assert "nothing follows the @" in malformed("owner/repo/x.gguf@", tmp_path)
+    (tmp_path / "owner" / "repo").mkdir(parents=True)
+    (tmp_path / "owner" / "repo" / "x.gguf@").write_bytes(GGUF)
+    assert malformed("owner/repo/x.gguf@", tmp_path) == ""
+
+
+def test_near_files_are_not_told_by_their_suffix() -> None:
+    names = ["\u6a21\u578b.gguf", "mistral.Q4_K_M.gguf", "mistral.Q8_0.gguf"]
+    assert near_files("pk.gguf", names) == ()
+    assert near_files("mistrl.Q4_K_M.gguf", names)[0] == "mistral.Q4_K_M.gguf"
+    assert near_files("MISTRAL.Q8_0", names)[0] == "mistral.Q8_0.gguf"
+
+
+def test_the_format_must_be_one_of_the_backends(tmp_path: Path) -> None:
+    (tmp_path / "junk.gguf").write_text("no weights")
+    with pytest.raises(BadWeights, match=r"in no format that is known here; backend llama-cpp loads gguf"):
+        check_format([tmp_path / "junk.gguf"], SPECS["llama-cpp"])
+    (tmp_path / "x.gguf").write_bytes(GGUF)
+    check_format([tmp_path / "x.gguf"], SPECS["llama-cpp"])

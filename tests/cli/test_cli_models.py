@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -12,7 +14,11 @@ from jsonschema import Draft202012Validator
 from terminal import Terminal, environment, llmgallery, serving
 
 from llmgallery import __version__, paths
+from llmgallery.backends.echo.backend import BATCH, CONTEXT_SIZE, SLOTS
+from llmgallery.backends.loader import specs
 from llmgallery.cli import main
+from llmgallery.cli.stack import Scratch, folder_registry
+from llmgallery.config.settings import Settings
 
 
 @pytest.fixture
@@ -88,6 +94,30 @@ def test_list_is_a_table_at_a_terminal(folder, tmp_path):
     assert terminal.close() == 0
 
 
+def test_list_says_what_is_wrong_with_weights(folder):
+    (folder / "none.yaml").write_text("model: nothing.gguf\n")
+    (folder / "junk.gguf").write_text("no weights at all")
+    (folder / "text.yaml").write_text("model: junk.gguf\n")
+    os.mkfifo(folder / "pipe.yaml")
+    rows = listed(llmgallery("list", cwd=folder.parent).stdout)
+    assert rows["none"][0].startswith("no weights: there is no nothing.gguf in ")
+    assert rows["text"][0].startswith("bad weights: ") and "no format that is known" in rows["text"][0]
+    assert rows["pipe"][0] == "broken" and "a FIFO" in rows["pipe"][2]
+    shutil.copy(next(paths.builtin("models").glob("*.gguf")), folder / "nothing.gguf")
+    assert listed(invoke("list").stdout)["none"] == ["installed", "llama-cpp", "nothing.gguf"]
+
+
+def test_a_path_to_serve_hides_no_model_of_the_folder_without_a_word(folder, tmp_path):
+    (tmp_path / "other").mkdir()
+    shutil.copy(next(paths.builtin("models").glob("*.gguf")), tmp_path / "other" / "parrot.gguf")
+    with Scratch(tmp_path / "other" / "parrot.gguf") as scratch:
+        found = folder_registry(Settings(models_dir=folder), [Path(scratch)]).read()
+    assert found.entries["parrot"].config.weights == str(tmp_path / "other" / "parrot.gguf")
+    assert "'parrot' is already taken by other/parrot.gguf" in str(found.broken["parrot.yaml"].problems[0])
+    (folder / "pocket.yaml").write_text("backend: echo\n")
+    assert not folder_registry(Settings(models_dir=folder)).read().broken
+
+
 # --- show --------------------------------------------------------------------------------------------------------------------
 
 
@@ -111,7 +141,7 @@ def test_show_tells_every_value_and_its_source(folder):
     assert values["parameters.top_k"] == ("40", "default")
     assert values["system_prompt"] == ('"One.\\nTwo.\\n"', "models/mine.yaml:5")
     assert values["keep_alive"] == ("900s", "default")
-    assert values["template"][1] == "template.preset chatml" and "<|im_start|>" in values["template"][0]
+    assert values["template"][1] == "template.preset chatml (models/mine.yaml:9)" and "<|im_start|>" in values["template"][0]
 
 
 def test_show_tells_what_the_weights_say(folder):
@@ -134,6 +164,44 @@ def test_show_of_an_unknown_or_broken_model(folder):
     (folder / "bad.yaml").write_text("backend: eco\n")
     broken = invoke("show", "bad")
     assert broken.exit_code == 1 and "models/bad.yaml:1:10" in broken.stderr and "echo" in broken.stderr
+
+
+def test_show_tells_what_nobody_set(folder):
+    (folder / "mine.yaml").write_text("backend: echo\noptions: {delay_ms: 1}\nparallel: 2\n")
+    values = shown("mine")
+    assert values["parallel"] == ("2", "models/mine.yaml:3")
+    assert values["options.delay_ms"] == ("1.0", "models/mine.yaml:2")
+    assert values["options.load_steps"] == ("1", "backend echo")
+    assert values["context_size"] == ("2048", "backend echo")
+    assert values["parameters.max_tokens"] == ("until the context is full", "default")
+    assert values["pinned"] == ("false", "default")
+    assert values["on_unsupported.demands"] == ("error", "default")
+    assert values["aliases"] == values["stopwords"] == ("[]", "default")
+    values = shown("pocket")
+    assert values["gpu_layers"] == ("-1", "backend llama-cpp")
+    assert values["parallel"] == ("1 to 8, by free memory", "backend llama-cpp")
+    assert values["options.ubatch"] == ("512", "backend llama-cpp")
+
+
+def test_every_key_of_a_backend_has_a_value_when_nobody_sets_it():
+    for spec in specs().values():
+        assert set(spec.unset) == spec.keys - {"options"}
+    echo = specs()["echo"].unset
+    assert (echo["context_size"], echo["parallel"], echo["parameters.batch"]) == (CONTEXT_SIZE, SLOTS, BATCH)
+
+
+def test_show_at_a_terminal_breaks_lines_where_the_value_does(folder, tmp_path):
+    (folder / "mine.yaml").write_text('backend: echo\nsystem_prompt: "One.\\nTwo.\\e[31m"\nstopwords: [END]\n')
+    terminal = Terminal("show", "mine", cwd=tmp_path)
+    output = terminal.until("limits.max_concurrent")
+    assert re.search(r"system_prompt +models/mine\.yaml:2\s+    One\.\s+    Two\.\\x1b\[31m\s", output), output
+    assert re.search(r'stopwords +\["END"\] +models/mine\.yaml:3\s', output)
+    assert terminal.close() == 0
+
+
+def test_show_of_a_server_that_never_unloads(folder, monkeypatch):
+    monkeypatch.setenv("LLMGALLERY_KEEP_ALIVE", "-1")
+    assert shown("parrot")["keep_alive"] == ("never", "settings")
 
 
 # --- check -------------------------------------------------------------------------------------------------------------------
@@ -187,6 +255,44 @@ def test_check_passes_what_is_right_and_warns(folder):
 
 def test_check_of_a_path_that_is_not_there(folder):
     assert invoke("check", "nowhere").exit_code == 2
+
+
+def test_check_names_weights_that_cannot_be_loaded(folder):
+    (folder / "junk.gguf").write_text("no weights at all")
+    (folder / "none.yaml").write_text("description: x\nmodel: none.gguf\n")
+    (folder / "text.yaml").write_text("parameters:\n  model: junk.gguf\n")
+    (folder / "forced.yaml").write_text("backend: llama-cpp\nparameters:\n  model: junk.gguf\n")
+    (folder / "at.yaml").write_text('model: "owner/repo/x.gguf@"\n')
+    (folder / "remote.yaml").write_text("model: owner/repo/x.gguf\n")
+    for arguments in ([], ["models"]):
+        result = invoke("check", *arguments)
+        assert result.exit_code == 1
+        assert re.search(r"^models/none\.yaml:2:1: model: weights not found: ", result.stdout, re.MULTILINE), result.stdout
+        assert re.search(r"^models/text\.yaml:2:3: parameters\.model: .*no format that is known", result.stdout, re.MULTILINE)
+        assert re.search(r"^models/forced\.yaml:3:3: parameters\.model: .*llama-cpp loads gguf", result.stdout, re.MULTILINE)
+        assert re.search(r"^models/at\.yaml:1:8: model: .*nothing follows the @", result.stdout, re.MULTILINE)
+        assert "remote" not in result.stdout
+        assert result.stderr.endswith("4 problems\n")
+    assert invoke("check", "models/none.yaml").stdout.startswith("models/none.yaml:2:1: model: ")
+    assert invoke("check", "models/remote.yaml").exit_code == 0
+
+
+def test_check_prints_problems_and_warnings_as_they_stand_in_the_file(folder):
+    (folder / "mixed.yaml").write_text("backend: echo\ngpu_layers: 5\ntempratur: 1\nthreads: 1\n")
+    for arguments in (["models/mixed.yaml"], []):
+        lines = invoke("check", *arguments).stdout.splitlines()
+        found = [(line.split(": ")[0], line.endswith("(warning)")) for line in lines]
+        assert found == [(f"models/mixed.yaml:{line}:1", warning) for line, warning in ((2, True), (3, False), (4, True))]
+
+
+def test_check_of_weights_says_that_they_are_no_yaml(folder):
+    (folder / "junk.gguf").write_text("no weights at all")
+    result = invoke("check", "models/junk.gguf")
+    assert result.exit_code == 1 and "named like a weights file" in result.stdout and "backend" not in result.stdout
+    shutil.copy(next(paths.builtin("models").glob("*.gguf")), folder / "fine.gguf")
+    assert "a weights file (gguf), not a model's YAML" in invoke("check", "models/fine.gguf").stdout
+    os.mkfifo(folder / "pipe.yaml")
+    assert "a FIFO, not a regular file" in llmgallery("check", "models/pipe.yaml", cwd=folder.parent).stdout
 
 
 # --- schema and version ------------------------------------------------------------------------------------------------------

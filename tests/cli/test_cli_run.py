@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 
 import pytest
-from terminal import Terminal, llmgallery, serving
+from terminal import DEADLINE, Terminal, environment, llmgallery, serving
 
 from llmgallery import paths
+from llmgallery.cli.local import Local
+from llmgallery.config.settings import Settings
+from llmgallery.core.events import Done, Progress
+from llmgallery.core.messages import say
+from llmgallery.core.requests import ChatRequest
 
 
 @pytest.fixture
@@ -31,6 +37,16 @@ def test_a_piped_prompt_is_read_from_stdin(folder):
     assert result.stdout == "line one\nline two\n"
 
 
+async def test_progress_ends_before_the_answer_begins(folder):
+    """A long prompt is not shown as a model that is queued."""
+    async with await Local.build(Settings(models_dir=folder), None) as local:
+        for _ in ("it loads", "it is there"):
+            events = [event async for event in local.ask("parrot", ChatRequest((say("user", "Hi"),)))]
+            there = events.index(None)
+            assert all(isinstance(event, Progress) for event in events[:there])
+            assert [type(event) for event in events[there + 1 :]][-1] is Done and None not in events[there + 1 :]
+
+
 def test_generate_is_run(folder):
     result = llmgallery("generate", "--model", "parrot", "--prompt", "Hello", cwd=folder.parent)
     assert (result.returncode, result.stdout) == (0, "Hello\n")
@@ -41,7 +57,7 @@ def test_verbose_tells_times_and_tokens_on_stderr(folder):
     assert result.stdout == "one two three\n"
     line = result.stderr.splitlines()[-1]
     assert line.startswith("first token after ")
-    assert " prompt tokens, " in line and line.endswith(" tokens/s")
+    assert " prompt tokens, " in line and ", decoding: " in line
 
 
 def test_max_tokens_cuts_and_says_so(folder):
@@ -56,6 +72,24 @@ def test_an_unknown_model_is_one_message_with_near_names(folder):
     assert result.stdout == ""
     assert "parot" in result.stderr and "parrot" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("name", ["zz", "zz/of/nobody"])
+def test_a_model_that_nobody_knows_is_told_in_terms_of_the_terminal(folder, name):
+    result = llmgallery("run", name, "Hi", cwd=folder.parent)
+    assert result.returncode == 1
+    assert "`llmgallery list` lists the models" in result.stderr and "/v1/" not in result.stderr
+
+
+@pytest.mark.parametrize("path", ["./nofile.gguf", "../nofile", "/nowhere/nofile.yaml"])
+def test_a_path_where_nothing_is(folder, path):
+    result = llmgallery("run", path, "Hi", cwd=folder.parent)
+    assert (result.returncode, result.stderr) == (1, f"Error: there is no file {path}\n")
+
+
+def test_a_name_like_a_file_that_is_neither(folder):
+    result = llmgallery("run", "nofile.gguf", "Hi", cwd=folder.parent)
+    assert (result.returncode, result.stderr) == (1, "Error: there is no file nofile.gguf, and no model of that name\n")
 
 
 def test_a_broken_model_tells_its_problems(folder):
@@ -132,7 +166,24 @@ def test_progress_of_a_server_is_shown(folder, tmp_path, kind):
 def test_without_an_answer_from_the_url_this_process_answers(folder):
     result = llmgallery("run", "parrot", "Hi", cwd=folder.parent, LLMGALLERY_URL="http://127.0.0.1:9")
     assert (result.returncode, result.stdout) == (0, "Hi\n")
-    assert "no server answers at http://127.0.0.1:9" in result.stderr
+    told = "no server answers at http://127.0.0.1:9 (LLMGALLERY_URL): this process answers itself"
+    assert told in result.stderr.splitlines()
+
+
+def test_an_address_without_a_scheme(folder, tmp_path):
+    (folder / "shared.yaml").write_text("backend: echo\noptions: {reply: from the server}\n")
+    (tmp_path / "local").mkdir()
+    with serving(folder) as server:
+        url = server.url.removeprefix("http://")
+        result = llmgallery("run", "shared", "Hi", cwd=tmp_path / "local", LLMGALLERY_URL=url)
+    assert (result.returncode, result.stdout) == (0, "from the server\n")
+
+
+@pytest.mark.parametrize("arguments", [["run", "parrot", "Hi"], ["list"]])
+def test_what_is_no_address_of_a_server_is_wrong_usage(folder, arguments):
+    result = llmgallery(*arguments, cwd=folder.parent, LLMGALLERY_URL="garbage://x")
+    assert result.returncode == 2 and result.stdout == ""
+    assert "LLMGALLERY_URL=garbage://x is no address of a server" in result.stderr
 
 
 def test_a_server_that_dies_in_an_answer_is_an_error(folder, tmp_path):
@@ -153,6 +204,30 @@ def test_a_chat_at_the_terminal(folder):
     assert terminal.until(">>> ").endswith("how are you\n")
     terminal.type("/bye\n")
     assert terminal.close() == 0
+
+
+@pytest.mark.parametrize("place", ["a server", "this process"])
+def test_a_chat_with_nobody_does_not_begin(folder, tmp_path, place):
+    (folder / "bad.yaml").write_text("backend: eco\n")
+    (folder / "junk.gguf").write_text("no weights at all")
+    said = {"parot": "parrot", "bad": "bad.yaml:1:10", "./models/junk.gguf": "is in no format that is known here"}
+    with serving(folder) if place == "a server" else contextlib.nullcontext() as server:
+        for model, message in said.items():
+            terminal = Terminal("run", model, cwd=tmp_path, **({"LLMGALLERY_URL": server.url} if server else {}))
+            shown = terminal.until(message)
+            assert terminal.close() == 1
+            assert ">>>" not in shown
+
+
+def test_a_chat_with_a_server(folder, tmp_path):
+    (folder / "shared.yaml").write_text("backend: echo\naliases: [a/b c]\n")
+    with serving(folder) as server:
+        terminal = Terminal("run", "a/b c", cwd=tmp_path, LLMGALLERY_URL=server.url)
+        terminal.until(">>> ")
+        terminal.type("how are you\n")
+        assert terminal.until(">>> ").endswith("how are you\n")
+        terminal.type("/exit\n")
+        assert terminal.close() == 0
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(folder, tmp_path):
@@ -190,6 +265,14 @@ def test_the_first_question_downloads_and_shows_how_far(folder, tmp_path, hub, k
     assert terminal.close() == 0
     again = llmgallery("run", "tiny", "Who are you?", cwd=tmp_path, HF_HUB_OFFLINE="1")
     assert "I am pocket" in again.stdout and "downloading" not in again.stderr
+
+
+def test_make_run_ask_says_nothing_but_the_answer(tmp_path):
+    tool = paths.builtin("models").parent / "tools" / "ask.py"
+    env = environment(tmp_path, ASK="What is the capital of France?", LLMGALLERY_URL="garbage://x", LLMGALLERY_LOG_LEVEL="debug")
+    result = subprocess.run([sys.executable, tool], env=env, capture_output=True, text=True, timeout=DEADLINE)
+    assert (result.returncode, result.stdout) == (0, "The capital of France is Paris.\n")
+    assert "INFO" not in result.stderr and "DEBUG" not in result.stderr and "http" not in result.stderr
 
 
 def test_help_is_quick_and_imports_nothing_heavy(tmp_path):

@@ -184,6 +184,20 @@ def test_the_folder_is_followed(folder):
         wait_until(lambda: "bad.yaml:1:10" in server.log.read_text())
 
 
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_addresses_of_downloads_are_not_logged(folder, hub, level):
+    weights = next(paths.builtin("models").glob("*.gguf"))
+    hub.add("owner/repo", "tiny.gguf", weights)
+    (folder / "tiny.yaml").write_text("parameters: {model: owner/repo/tiny.gguf, temperature: 0}\n")
+    with serving(folder, "--log-level", level, HF_ENDPOINT=hub.url) as server:
+        assert "Paris" in answer(chat(server, "tiny", "What is the capital of France?"))
+        (folder / "bad.yaml").write_text("backend: nonsense\n")
+        wait_until(lambda: "bad.yaml:1:10" in server.log.read_text())
+        log = server.log.read_text()
+    assert "downloading owner/repo/tiny.gguf" in log
+    assert not any(name in log for name in (hub.url, "Signature", "httpx", "httpcore", "watchfiles"))
+
+
 def test_a_gguf_by_path_is_the_default(folder, tmp_path):
     weights = tmp_path / "somewhere" / "tiny.gguf"
     weights.parent.mkdir()
@@ -213,7 +227,10 @@ def test_a_key_is_asked_for(folder, tmp_path):
         assert chat(server, "parrot", "Hi").status_code == 401
         assert chat(server, "parrot", "Hi", Authorization="Bearer one").status_code == 200
         refused = llmgallery("run", "parrot", "Hi", cwd=tmp_path, LLMGALLERY_URL=server.url)
-        assert refused.returncode == 1 and "API key" in refused.stderr
+        advice = "set LLMGALLERY_API_KEY to one of its keys"
+        assert refused.stderr == f"Error: the server at {server.url} asks for an API key: {advice}\n"
+        wrong = llmgallery("run", "parrot", "Hi", cwd=tmp_path, LLMGALLERY_URL=server.url, LLMGALLERY_API_KEY="four")
+        assert wrong.returncode == 1 and "does not take this API key: set LLMGALLERY_API_KEY" in wrong.stderr
         for variable, key in ("LLMGALLERY_API_KEY", "one"), ("LLMGALLERY_API_KEYS", "one,four"):
             result = llmgallery("run", "parrot", "Hi", cwd=tmp_path, LLMGALLERY_URL=server.url, **{variable: key})
             assert result.stdout == "Hi\n", result.stderr
@@ -237,12 +254,18 @@ def test_settings_come_from_file_variables_and_flags(folder, tmp_path):
         (["--models-dir", "nowhere"], 1, "there is no models folder"),
         (["--config", "nowhere.yaml"], 2, "nowhere.yaml"),
         (["--config", "bad.yaml"], 1, "bad.yaml:1:1"),
-        (["--model", "nowhere.gguf"], 2, "nowhere.gguf"),
+        (["--model", "nowhere.gguf"], 1, "Error: there is no file nowhere.gguf: --model takes a GGUF file or a model's YAML\n"),
+        (["--model", "junk.gguf"], 1, "junk.gguf is in no format that is known here; available backends: "),
+        (["--model", "absent.yaml"], 1, "weights not found: there is no absent.gguf"),
+        (["--model", "junk.yaml"], 1, "junk.gguf is in no format that is known here"),
         (["--host", "256.0.0.1"], 1, "cannot listen on 256.0.0.1:8080"),
     ],
 )
 def test_wrong_settings_are_told(tmp_path, arguments, code, message):
     (tmp_path / "bad.yaml").write_text("prot: 8080\n")
+    (tmp_path / "junk.gguf").write_text("no weights at all")
+    (tmp_path / "absent.yaml").write_text("parameters: {model: absent.gguf}\n")
+    (tmp_path / "junk.yaml").write_text("parameters: {model: junk.gguf}\n")
     result = llmgallery("serve", *arguments, cwd=tmp_path)
     assert result.returncode == code
     assert message in result.stderr and "Traceback" not in result.stderr

@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator
 from llmgallery import paths
 from llmgallery.backends.loader import specs
 from llmgallery.config.jsonschema import model_schema, settings_schema
+from llmgallery.config.load import parse_model
 from llmgallery.config.model import ModelConfig
 
 CASES = Path(__file__).parent / "cases"
@@ -92,3 +93,23 @@ def test_settings_schema() -> None:
     assert validator.is_valid({"port": 1, "keep_alive": "15m", "memory_budget": "8GiB", "api_keys": ["x"], "models_dir": "m"})
     for wrong in ({"prot": 1}, {"port": -1}, {"keep_alive": [1]}, {"memory_budget": "much"}, {"watch": "never"}):
         assert not validator.is_valid(wrong), wrong
+
+
+def test_capitals_count_as_little_as_for_the_reader(validator: Draft202012Validator) -> None:
+    for name in ("ECHO", "Llama.Cpp", "LLAMA-cpp", "builtinllama"):
+        body = f"backend: {name}\nmodel: x.gguf\ncache_type_k: Q8_0\n"
+        assert not parse_model(body.encode(), Path("x.yaml"), specs()).problems
+        assert validator.is_valid({"backend": name, "model": "x.gguf", "cache_type_k": "Q8_0"})
+    assert not validator.is_valid({"backend": "ECHOO"})
+    assert not validator.is_valid({"backend": "llamaxcpp2"})
+    assert not validator.is_valid({"backend": "ECHO", "options": {"ubatch": 1}})
+
+
+def test_no_answer_of_no_token(validator: Draft202012Validator) -> None:
+    assert [validator.is_valid({"parameters": {"max_tokens": n}}) for n in (-2, -1, 0, 1, None)] == [
+        False,
+        True,
+        False,
+        True,
+        True,
+    ]

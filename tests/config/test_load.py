@@ -162,3 +162,48 @@ def test_any_text_gives_a_config_or_problems(text: str) -> None:
 def test_any_bytes_give_a_config_or_problems(data: bytes) -> None:
     loaded = parse(data)
     assert (loaded.config is None) == bool(loaded.problems)
+
+
+@pytest.mark.parametrize(("written", "good"), [("0", False), ("-1", True), ("1", True), ("-2", False)])
+def test_an_answer_has_room_for_one_token_at_least(written: str, good: bool) -> None:
+    loaded = parse(f"backend: echo\nparameters: {{max_tokens: {written}}}")
+    assert (not loaded.problems) is good
+    if not good:
+        assert "out of range" in messages(loaded)[0] and (loaded.problems[0].line, loaded.problems[0].column) == (2, 26)
+
+
+def test_the_first_part_of_keys_suggests_them() -> None:
+    assert "did you mean parameters.top_k or parameters.top_p?" in messages(parse("backend: echo\ntop: 1"))[0]
+    assert "did you mean parameters.top_k or parameters.top_p?" in messages(parse("backend: echo\nparameters: {top: 1}"))[0]
+    assert "did you mean parameters.repeat_penalty" in messages(parse("backend: echo\nrepeat: 1"))[0]
+
+
+def test_an_unknown_item_of_an_option_list_says_why_it_is_no_error() -> None:
+    loaded = parse('backend: echo\noptions: ["foo:bar"]')
+    assert not loaded.problems
+    assert "LocalAI's lists hold keys for other builds" in loaded.warnings[0].message
+
+
+def test_a_reference_is_judged_only_where_weights_are_needed() -> None:
+    outside = Outside(malformed=lambda reference, folder: "no good" if "@" in reference else "")
+    assert not parse("backend: echo\nmodel: x@", outside).problems
+    (problem,) = parse("backend: llama-cpp\nmodel: x@", outside).problems
+    assert (problem.line, problem.column, problem.message) == (2, 8, "no good")
+    assert len(parse("backend: llama-cpp\nmodel: ../x@", outside).problems) == 1
+
+
+@pytest.mark.parametrize("line_break", ["\n  ", "\r\n  ", "\r  ", "\x85  ", "\u2028  ", "\U0001f600", "\ufeff"])
+def test_escaped_apostrophes_after_any_line_break(line_break: str) -> None:
+    loaded = parse(f'backend: echo\nsystem_prompt: "one{line_break}it{chr(92)}\'s"\n')
+    assert loaded.config is not None, messages(loaded)
+    assert (loaded.config.system_prompt or "").endswith("it's")
+
+
+def test_an_escape_after_a_strange_line_break_is_no_crash() -> None:
+    assert parse('"\u2028' + chr(92) + "'").problems
+
+
+@pytest.mark.parametrize(("line", "quotes"), [("keep_alive: true", False), ("owned_by: 5", True), ("description: true", True)])
+def test_quotes_are_advised_only_where_they_would_help(line: str, quotes: bool) -> None:
+    (message,) = messages(parse(f"backend: echo\n{line}"))
+    assert ("put it in quotes" in message) is quotes

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from llmgallery.backends.loader import specs
 from llmgallery.config.load import parse_model
-from llmgallery.config.merge import explain, merge_sampling, merge_stops
+from llmgallery.config.merge import EffectiveValue, explain, merge_sampling, merge_stops
 from llmgallery.config.model import ModelConfig, Parameters
 from llmgallery.core.sampling import DEFAULTS, Sampling
 
@@ -44,7 +44,8 @@ def test_explain_names_the_source_of_every_value() -> None:
     loaded = parse_model(text, path, specs())
     assert loaded.config is not None
     layers = [("preset chatml", Sampling(top_p=0.5, temperature=0.9)), ("backend echo", Sampling(top_p=0.6, top_k=3))]
-    rows = explain(loaded.config, path=path, places=loaded.places, below=layers, keep_alive=("15m", "setting keep_alive"))
+    more = [EffectiveValue("keep_alive", "15m", "setting keep_alive"), EffectiveValue("context_size", 9, "the weights")]
+    rows = explain(loaded.config, path=path, places=loaded.places, below=layers, more=more)
     found = {row.key: (row.value, row.source) for row in rows}
     assert found["parameters.temperature"] == (0.1, "models/x.yaml:4")
     assert found["context_size"] == (512, "models/x.yaml:2")
@@ -53,9 +54,21 @@ def test_explain_names_the_source_of_every_value() -> None:
     assert found["parameters.top_k"] == (3, "backend echo")
     assert found["parameters.min_p"] == (0.05, "default")
     assert found["keep_alive"] == ("15m", "setting keep_alive")
-    assert rows[0].key == "backend"
+    assert [row.key for row in rows[:2]] == ["aliases", "backend"]
 
 
 def test_explain_without_a_yaml() -> None:
     rows = explain(ModelConfig(name="tiny", backend="llama-cpp", parameters=Parameters(model="tiny.gguf")))
     assert ("parameters.model", "tiny.gguf", "recognised") in rows
+
+
+def test_explain_tells_what_nobody_set_and_what_is_set_to_its_default() -> None:
+    text = b"backend: echo\npinned: false\non_unsupported: {demands: error}\n"
+    loaded = parse_model(text, Path("models/x.yaml"), specs())
+    assert loaded.config is not None
+    found = {row.key: (row.value, row.source) for row in explain(loaded.config, path=loaded.path, places=loaded.places)}
+    assert found["on_unsupported.demands"] == ("error", "models/x.yaml:3")
+    assert found["on_unsupported.hints"] == ("ignore", "default")
+    assert found["pinned"] == (False, "models/x.yaml:2")
+    assert found["parameters.max_tokens"] == ("until the context is full", "default")
+    assert found["aliases"] == found["stopwords"] == ([], "default")

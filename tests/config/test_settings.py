@@ -104,3 +104,17 @@ def test_every_setting_has_a_row_for_the_docs() -> None:
     assert all(row.description for row in rows.values())
     assert rows["keep_alive"][1:4] == ("--keep-alive", "LLMGALLERY_KEEP_ALIVE", "900s")
     assert rows["api_keys"].flag == "--api-key"
+
+
+@pytest.mark.parametrize("line", ["load_wait: soon", "memory_budget: much"])
+def test_a_duration_or_size_that_is_none_is_told_the_form(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(line + "\n")
+    (problem,) = problems({}, {}, file)
+    assert "in quotes" not in problem
+    assert "such as 90s, 15m or 1h30m" in problem or "such as 8GiB" in problem
+
+
+def test_the_home_of_nobody() -> None:
+    (problem,) = problems({"models_dir": "~nobody-of-this-name/models"})
+    assert "--models-dir" in problem and "a path" in problem

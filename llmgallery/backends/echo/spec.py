@@ -31,4 +31,5 @@ SPEC = BackendSpec(
     options=EchoOptions,
     keys=frozenset({"context_size", "parallel", "options", "parameters.batch"}),
     needs_weights=False,
+    unset={"context_size": 2048, "parallel": 8, "parameters.batch": 512},
 )

@@ -29,6 +29,25 @@ KEYS = frozenset({
     "parameters.rope_freq_scale",
 })  # fmt: skip
 
+UNSET = {
+    "context_size": "the model's own, or less where memory is short",
+    "parallel": "1 to 8, by free memory",
+    "gpu_layers": -1,
+    "threads": "all cores, fewer for small models",
+    "mmap": "llama.cpp decides",
+    "mmlock": False,
+    "f16": True,
+    "flash_attention": "auto",
+    "cache_type_k": "f16",
+    "cache_type_v": "f16",
+    "no_kv_offloading": False,
+    "numa": False,
+    "tensor_split": "by free GPU memory",
+    "main_gpu": 0,
+    **dict.fromkeys(sorted(key for key in KEYS if "rope_" in key or "yarn_" in key), "the model's own"),
+    "parameters.batch": 512,
+}
+
 SPEC = BackendSpec(
     name="llama-cpp",
     implementation="llmgallery.backends.llamacpp.backend:LlamaCppBackend",
@@ -36,5 +55,6 @@ SPEC = BackendSpec(
     options=LlamaOptions,
     formats=("gguf",),
     keys=KEYS,
+    unset=UNSET,
     requires=("llama_cpp",),
 )

@@ -258,7 +258,7 @@ def test_settings_come_from_file_variables_and_flags(folder, tmp_path):
         (["--model", "junk.gguf"], 1, "junk.gguf is in no format that is known here; available backends: "),
         (["--model", "absent.yaml"], 1, "weights not found: there is no absent.gguf"),
         (["--model", "junk.yaml"], 1, "junk.gguf is in no format that is known here"),
-        (["--host", "256.0.0.1"], 1, "cannot listen on 256.0.0.1:8080"),
+        (["--host", "256.0.0.1"], 1, "cannot listen on 256.0.0.1:0"),
     ],
 )
 def test_wrong_settings_are_told(tmp_path, arguments, code, message):
@@ -266,7 +266,7 @@ def test_wrong_settings_are_told(tmp_path, arguments, code, message):
     (tmp_path / "junk.gguf").write_text("no weights at all")
     (tmp_path / "absent.yaml").write_text("parameters: {model: absent.gguf}\n")
     (tmp_path / "junk.yaml").write_text("parameters: {model: junk.gguf}\n")
-    result = llmgallery("serve", *arguments, cwd=tmp_path)
+    result = llmgallery("serve", "--port", "0", *arguments, cwd=tmp_path)
     assert result.returncode == code
     assert message in result.stderr and "Traceback" not in result.stderr
 

@@ -102,6 +102,13 @@ class Registry:
         """The folders have been read once."""
         return self._snapshot is not None
 
+    def is_current(self, entry: Entry) -> bool:
+        """The entry's file, and those that it depends on, are as they were when they were read. A stat or two."""
+        read = self._reads.get(entry.path)
+        if read is None:
+            return False
+        return all(_signature(path) == then for path, then in [(entry.path, read.signature), *read.depends])
+
     def read(self) -> Snapshot:
         """Read everything that is not known yet."""
         return self.refresh()

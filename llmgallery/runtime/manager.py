@@ -159,6 +159,7 @@ class Manager:
     # --- loads: tasks of the manager; no waiter's cancel cancels them ------------------------------------------------------
 
     async def _load(self, resident: Resident, entry: Entry) -> Handle:
+        began = time.monotonic()
         try:
             await self._back_off(resident)
             config = await self._plan(resident, entry)
@@ -174,6 +175,7 @@ class Manager:
             raise
         except Exception as exc:
             resident.failed(str(exc), time.monotonic())
+            _log.warning("model %s does not load: %s", resident.name, exc)
             raise
         finally:
             resident.loading = None
@@ -181,6 +183,11 @@ class Manager:
             resident.board.post(None)
             self._changed()
         resident.loaded(handle, time.monotonic())
+        ready = handle.ready
+        _log.info(
+            "model %s is loaded: %.1f s, context %d, %d slots, process %d",
+            *(resident.name, time.monotonic() - began, ready.context_size, ready.slots, handle.pid),
+        )
         self._spawn(self._watch(resident, handle), f"watch {resident.name}")
         return handle
 
@@ -231,6 +238,7 @@ class Manager:
         if resident.handle is handle:  # else it was unloaded on purpose
             resident.handle = None
             resident.failed(str(handle.failure), time.monotonic())
+            _log.warning("model %s: %s", resident.name, handle.failure)
         self._changed()
 
     async def _make_room(self, resident: Resident, plan: memory.Plan, deadline: float) -> None:
@@ -296,6 +304,7 @@ class Manager:
         finally:
             if resident.leaving is handle:
                 resident.leaving = None
+            _log.info("model %s is unloaded", resident.name)
             self._changed()
 
     def retain(self, entries: Mapping[str, Entry]) -> None:

@@ -32,19 +32,20 @@ def available() -> int:
 class Plan:
     """A configuration with `parallel` and `context_size` decided, and what it will take: `bytes` in all, of which
     `cache_bytes` for each token of each slot's context (0 = not known). `shrunk_from`: the context that the model has, when
-    that did not fit and nobody had asked for it."""
+    that did not fit and nobody had asked for it; `own_context`: the context that it has."""
 
     config: ModelConfig
     bytes: int
     cache_bytes: float = 0.0
     shrunk_from: int | None = None
+    own_context: int | None = None
 
     def advice(self, most: int) -> str:
         """What would make it fit into `most` bytes."""
         context, slots = self.config.context_size, self.config.parallel
         if self.cache_bytes and context and slots:
             left = most - (self.bytes - self.cache_bytes * context * slots)
-            fitting = int(left / self.cache_bytes) // 256 * 256
+            fitting = min(int(left / self.cache_bytes), self.own_context or context) // 256 * 256
             if fitting >= 256:
                 return f"context_size: {fitting} and parallel: 1 would fit (now {context} and {slots})"
         return "take a smaller quantisation, or set memory_budget if the machine has more than it seems"
@@ -69,7 +70,7 @@ def plan(config: ModelConfig, files: Sequence[Path], free: int, most: int) -> Pl
     slots = config.parallel or default_slots(one, free - weights)
     planned = msgspec.structs.replace(config, parallel=slots, context_size=context)
     shrunk = own if config.context_size is None and context < own else None
-    return Plan(planned, base + one * slots, one / context, shrunk)
+    return Plan(planned, base + one * slots, one / context, shrunk, own)
 
 
 def fitting_context(own: int, per_token: float, room: int) -> int:

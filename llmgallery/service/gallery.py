@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 
 import msgspec
@@ -10,7 +11,7 @@ import msgspec
 from llmgallery.catalog.registry import Entry, Registry, Snapshot
 from llmgallery.config.merge import merge_sampling, merge_stops
 from llmgallery.config.settings import Settings
-from llmgallery.core.errors import InvalidField
+from llmgallery.core.errors import InvalidField, ModelBroken, ModelNotFound
 from llmgallery.core.requests import Request
 from llmgallery.core.sampling import Sampling
 from llmgallery.metrics import Metrics
@@ -20,6 +21,7 @@ from llmgallery.service.generation import Generation
 from llmgallery.service.names import resolve
 
 MOST_ANSWERS = 512
+LOOK_SECONDS = 1.0
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -55,6 +57,7 @@ class Gallery:
         self.metrics.watch(manager.states, lambda: manager.restarts, lambda: manager.evictions)
         self._reading: asyncio.Task[Snapshot] | None = None
         self._running: Counter[str] = Counter()
+        self._looked = -LOOK_SECONDS
 
     async def start(self) -> None:
         """Begins to read the folder and to unload idle models."""
@@ -93,14 +96,37 @@ class Gallery:
         return _info(await self.entry(name))
 
     async def entry(self, name: str | None, token: str | None = None) -> Entry:
-        """What a request's model name means. Raises ModelNotFound, ModelBroken."""
+        """What a request's model name means. Raises ModelNotFound, ModelBroken.
+
+        Nobody has to wait for the watcher: a file that changed since it was read is read again, and for a name that is
+        unknown or broken the folder is looked at once more, at most every LOOK_SECONDS.
+        """
+        snapshot = await self.snapshot()
+        try:
+            entry = self._resolve(snapshot, name, token)
+        except (ModelNotFound, ModelBroken):
+            if self.settings.watch == "off" or time.monotonic() - self._looked < LOOK_SECONDS:
+                raise
+            return self._resolve(await self._look(), name, token)
+        if self.settings.watch == "off" or await asyncio.to_thread(self.registry.is_current, entry):
+            return entry
+        return self._resolve(await self._look(), name, token)
+
+    def _resolve(self, snapshot: Snapshot, name: str | None, token: str | None) -> Entry:
         return resolve(
             name,
-            await self.snapshot(),
+            snapshot,
             default=self.settings.default_model,
             token=None if self.settings.api_keys else token,
             unknown=self.settings.unknown_model,
         )
+
+    async def _look(self) -> Snapshot:
+        """The folder as it is this moment."""
+        snapshot = await asyncio.to_thread(self.registry.refresh)
+        self._looked = time.monotonic()
+        self.folder_changed(snapshot)
+        return snapshot
 
     async def generate(self, ask: Ask) -> Generation:
         """The answers, to be entered with `async with`. Raises RequestError, ModelNotFound, ModelBroken; a

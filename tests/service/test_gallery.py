@@ -203,3 +203,55 @@ async def test_two_that_come_at_once_do_not_both_pass_a_limit_of_one(folder: Fol
         assert (await fold(first))[0].text == "hi"
     async with await folder.gallery.generate(Ask("one", (chat("next"),))) as third:
         assert (await fold(third))[0].text == "next"
+
+
+@pytest.fixture
+async def unwatched(tmp_path: Path) -> AsyncIterator[Folder]:
+    """A gallery whose watcher is on but has not told anything yet: as in the moment after a file was written."""
+    stack = build(Settings(models_dir=tmp_path))
+    await stack.gallery.start()
+    await stack.gallery.snapshot()
+    yield Folder(tmp_path, stack)
+    await stack.close()
+
+
+async def test_a_new_file_counts_at_the_next_request_before_the_watcher_tells(unwatched: Folder) -> None:
+    (unwatched.path / "fresh.yaml").write_text("backend: echo\n")
+    assert (await unwatched.gallery.entry("fresh")).backend == "echo"
+
+
+async def test_an_edited_file_counts_at_the_next_request_before_the_watcher_tells(unwatched: Folder) -> None:
+    file = unwatched.path / "edited.yaml"
+    file.write_text("backend: echo\nsystem_prompt: before\n")
+    assert (await unwatched.gallery.entry("edited")).config.system_prompt == "before"
+    file.write_text("backend: echo\nsystem_prompt: and after\n")
+    assert (await unwatched.gallery.entry("edited")).config.system_prompt == "and after"
+    file.write_text("backend: [\n")
+    with pytest.raises(ModelBroken):
+        await unwatched.gallery.entry("edited")
+    file.unlink()
+
+
+async def test_a_deleted_file_counts_at_the_next_request(unwatched: Folder) -> None:
+    file = unwatched.path / "gone.yaml"
+    file.write_text("backend: echo\n")
+    await unwatched.gallery.entry("gone")
+    file.unlink()
+    with pytest.raises(ModelNotFound):
+        await unwatched.gallery.entry("gone")
+
+
+async def test_unknown_names_do_not_make_it_read_the_folder_all_the_time(unwatched: Folder) -> None:
+    with pytest.raises(ModelNotFound):
+        await unwatched.gallery.entry("nobody")
+    snapshot = unwatched.stack.registry.snapshot
+    for _ in range(5):
+        with pytest.raises(ModelNotFound):
+            await unwatched.gallery.entry("nobody")
+    assert unwatched.stack.registry.snapshot is snapshot
+
+
+async def test_a_folder_that_is_not_watched_is_read_once(folder: Folder) -> None:
+    (folder.path / "late.yaml").write_text("backend: echo\n")
+    with pytest.raises(ModelNotFound):
+        await folder.gallery.entry("late")

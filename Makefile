@@ -15,6 +15,7 @@ export ASK
 
 help:
 	@echo 'make run                 start the server on http://127.0.0.1:8080 with the bundled model'
+	@echo 'make run PORT=8181       ... on another port          (ARGS="--port 8181 --api-key secret" passes any flags)'
 	@echo 'make run ASK="question"  ask the bundled model one question over HTTP, and stop'
 	@echo 'make test                run the tests            (ARGS="tests/cli -k run" picks some)'
 	@echo 'make test-slow           run the tests that take minutes'
@@ -26,7 +27,7 @@ help:
 	@echo 'Each installs what it needs into $(VENV) first. PYTHON=python3.12 picks the interpreter for it.'
 
 run: $(VENV)/.installed-run
-	@if [ -n "$$ASK" ]; then exec $(PY) tools/ask.py; else exec $(PY) -m llmgallery serve $(ARGS); fi
+	@if [ -n "$$ASK" ]; then exec $(PY) tools/ask.py; else exec $(PY) -m llmgallery serve $(if $(PORT),--port $(PORT)) $(ARGS); fi
 
 test: $(VENV)/.installed-test
 	$(PY) -m pytest -m "not slow and not gpu and not network" $(ARGS)

@@ -47,7 +47,7 @@ def commands() -> list[str]:
     """The README's command lines: indented blocks, without their comments."""
     lines = [line.strip() for line in README.splitlines() if line.startswith("    ")]
     python = "\n".join(fenced(README, "python") + fenced(README, "yaml"))
-    return [re.sub(r"\s+#.*", "", line) for line in lines if line not in python]
+    return [re.sub(r"\s+#.*", "", line).removeprefix(".venv/bin/") for line in lines if line not in python]
 
 
 def test_generated_parts_are_up_to_date():
@@ -77,13 +77,25 @@ def test_every_command_has_its_help():
 
 def test_model_examples_load_without_a_warning(tmp_path):
     examples = fenced(README, "yaml")
-    assert len(examples) == 2
+    assert len(examples) == 3
     for number, text in enumerate(examples):
         path = tmp_path / f"example{number}.yaml"
         path.write_text(text)
         model = load_model(path, specs(), outside())
         assert not model.problems and not model.warnings
-        assert model.backend == "llama-cpp"
+        assert model.backend == (None if "my-model" in text else "llama-cpp")  # a file's own bytes tell, once it is there
+
+
+def test_the_readmes_own_model_is_served_under_its_yamls_name(tmp_path):
+    example, *_ = fenced(README, "yaml")
+    folder = tmp_path / "models"
+    folder.mkdir()
+    shutil.copy(next((ROOT / "models").glob("*.gguf")), folder / "my-model.gguf")
+    assert "my-model\tinstalled" in llmgallery("list", cwd=tmp_path).stdout
+    (folder / "brief.yaml").write_text(example)
+    rows = [line.split("\t") for line in llmgallery("list", cwd=tmp_path).stdout.splitlines()]
+    assert [row[0] for row in rows] == ["brief", "pocket"] and rows[0][1:3] == ["installed", "llama-cpp"]
+    assert llmgallery("show", "assistant", cwd=tmp_path).stdout.startswith("name\tbrief\t")
 
 
 def test_the_example_of_hints_does_what_the_docs_say():
@@ -152,7 +164,8 @@ def server(tmp_path_factory):
 
 def test_the_readme_shows_nothing_unknown():
     assert {shlex.split(command)[0] for command in commands()} == {"make", "llmgallery", "docker"}
-    assert commands()[:2] == ["make run", "make test"]
+    assert commands()[:3] == ["make run", "make test", 'llmgallery run pocket "Who are you?"']
+    assert "    .venv/bin/llmgallery run pocket" in README.partition("\n## ")[0]
 
 
 @pytest.mark.parametrize("command", [line for line in commands() if line.startswith("make")])

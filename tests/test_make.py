@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MAKE_VARIABLES = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS", "ASK", "VENV", "PY", "PYTHON", "CC", "CXX")
+MAKE_VARIABLES = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS", "ASK", "PORT", "VENV", "PY", "PYTHON", "CC", "CXX")
 
 RECORDER = """#!/bin/sh
 echo "$*" >> "{log}"
@@ -58,6 +58,13 @@ def test_ask_arrives_as_it_was_typed(venv, question):
 def test_run_without_a_question_serves(venv):
     assert make("run", f"VENV={venv}", "ARGS=--port 9").returncode == 0
     assert log(venv)[-1] == "-m llmgallery serve --port 9"
+
+
+def test_run_on_another_port(venv):
+    for arguments, env in (["PORT=8383"], {}), ([], {"PORT": "8383"}):
+        assert make("run", f"VENV={venv}", "ARGS=--drain 1", *arguments, **env).returncode == 0
+        assert log(venv)[-1] == "-m llmgallery serve --port 8383 --drain 1"
+    assert "PORT=8181" in make("help").stdout and 'ARGS="--port 8181' in make("help").stdout
 
 
 def test_packages_are_installed_once_and_again_when_their_list_changes(venv):

@@ -218,12 +218,18 @@ def help_of(command: click.Command, name: str) -> str:
     usage = " ".join(["llmgallery", name, "[OPTIONS]", *arguments])
     text = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.help or ""))
     rows = [
-        (" ".join(f"`{name}`" for name in param.opts) + ("" if param.is_flag else " …"), param.help or "")
+        (" ".join(f"`{name}`" for name in param.opts) + argument(param), param.help or "")
         for param in command.params
         if isinstance(param, click.Option)
     ]
     shown = "\n" + table(("option", "meaning"), rows) if rows else ""
     return f"## {name}\n\n    {usage}\n\n{text}\n{shown}"
+
+
+def argument(option: click.Option) -> str:
+    if isinstance(option.type, click.Choice):
+        return f" `{'|'.join(option.type.choices)}`"
+    return "" if option.is_flag else " …"
 
 
 PARTS: dict[str, Callable[[], str]] = {

@@ -154,7 +154,8 @@ class Download:
 
     async def _resolve_again(self) -> FileMeta:
         """Links expire. At the commit itself a file cannot change; a Hub that says otherwise is not the one we began with."""
-        meta = await self._client.metadata(self._meta.repo, self._meta.commit, self._meta.file)
+        attempts = self._client.settings.attempts  # all of them: the connection that just broke may be away for longer
+        meta = await self._client.metadata(self._meta.repo, self._meta.commit, self._meta.file, attempts)
         if (meta.etag, meta.size) != (self._meta.etag, self._meta.size):
             raise HubUnavailable(f"{meta.repo}/{meta.file} at {meta.commit} changed while it was downloaded: ask again")
         return meta

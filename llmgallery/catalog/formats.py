@@ -23,6 +23,10 @@ PYTORCH = "pytorch"
 _OLD_GGML = (b"lmgg", b"fmgg", b"tjgg", b"algg")
 """ggml, ggmf, ggjt and ggla as they stand in a little-endian file: llama.cpp before August 2023."""
 
+YAML_SUFFIXES = (".yaml", ".yml")
+NO_WEIGHTS = (*YAML_SUFFIXES, ".md", ".txt", ".json", ".jinja", ".tmpl", ".py", ".sh", ".toml", ".png", ".jpg", ".gitignore")
+"""Suffixes of what lies beside weights."""
+
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf(\.bin)?$", re.IGNORECASE)
 _HEAD = 256 * 1024
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}

@@ -25,6 +25,9 @@ Sleep = Callable[[float], Awaitable[None]]
 MAX_PAUSE = 60.0
 """Seconds; the longest that a Retry-After is waited for."""
 
+QUICK_ATTEMPTS = 3
+"""When no connection comes about; half a back-off between them."""
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ETAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -64,12 +67,16 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 class Again(Exception):
-    """A request that may be tried again after `pause` seconds (None = our own back-off), or given up as `error`."""
+    """A request that may be tried again after `pause` seconds (None = our own back-off), or given up as `error`.
 
-    def __init__(self, error: HubError, pause: float | None = None) -> None:
+    `refused`: there was no connection at all, which another try seldom mends: no such host, nothing listens, no way there.
+    """
+
+    def __init__(self, error: HubError, pause: float | None = None, refused: bool = False) -> None:
         super().__init__(error.message)
         self.error = error
         self.pause = pause
+        self.refused = refused
 
 
 class HubClient:
@@ -129,7 +136,9 @@ class HubClient:
         raise HubUnavailable(f"{meta.location} redirects without end")
 
     async def retrying(self, ask: Callable[[], Awaitable[httpx.Response]], attempts: int | None = None) -> httpx.Response:
-        """Ask until it answers, with back-off, at most `attempts` times (else the settings' count)."""
+        """Ask until it answers, with back-off, at most `attempts` times. None = the settings' count, and few quick ones where
+        there is no connection at all: then somebody waits for an answer that will most likely not come.
+        """
         left = attempts or self.settings.attempts
         failures = 0
         while True:
@@ -137,9 +146,10 @@ class HubClient:
                 return await ask()
             except Again as again:
                 failures += 1
-                if failures >= left:
+                quick = attempts is None and again.refused
+                if failures >= (min(left, QUICK_ATTEMPTS) if quick else left):
                     raise again.error from again
-                await self.pause(failures, again.pause)
+                await self.pause(failures, self.settings.backoff / 2 if quick else again.pause)
 
     async def pause(self, failures: int, asked: float | None) -> None:
         """Wait before the next attempt: as long as the Hub asked, else doubling from the settings' back-off."""
@@ -168,7 +178,7 @@ class HubClient:
         try:
             return await self._http.send(request, stream=True)
         except httpx.RequestError as exc:
-            raise Again(_unreachable(request.url, exc)) from exc
+            raise Again(_unreachable(request.url, exc), refused=isinstance(exc, httpx.ConnectError)) from exc
 
     async def _auth(self, url: httpx.URL) -> dict[str, str]:
         if _origin(url) != self._origin:

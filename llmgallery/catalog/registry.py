@@ -6,22 +6,23 @@ import os
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import msgspec
 
 from llmgallery.catalog import formats
+from llmgallery.catalog.formats import YAML_SUFFIXES
 from llmgallery.catalog.index import Broken, Entry, Snapshot, Source, build
-from llmgallery.catalog.weights import listed, malformed, recognise
+from llmgallery.catalog.weights import check_whole, listed, malformed, recognise, trained_context
 from llmgallery.config.checks import name_fault
 from llmgallery.config.load import LoadedModel, load_model
 from llmgallery.config.model import ModelConfig, Parameters
 from llmgallery.config.outside import Outside, Spec
 from llmgallery.config.problems import Problem
+from llmgallery.core.errors import BadWeights
 
-__all__ = ["Broken", "Entry", "Registry", "Snapshot"]
+__all__ = ["YAML_SUFFIXES", "Broken", "Entry", "Registry", "Snapshot"]
 
-YAML_SUFFIXES = (".yaml", ".yml")
 UNFINISHED = (
     "~",
     ".swp",
@@ -36,7 +37,6 @@ UNFINISHED = (
     ".crdownload",
     ".lock",
 )
-NO_WEIGHTS = (".md", ".txt", ".json", ".jinja", ".tmpl", ".py", ".sh", ".toml", ".png", ".jpg", ".gitignore")
 WEIGHTS_SUFFIXES = (".gguf.bin", ".gguf", ".bin")
 
 Signature = tuple[int, ...]
@@ -86,7 +86,12 @@ class Registry:
         self.folders = tuple(seen.values())
         self.specs = specs
         outside = outside or Outside()
-        self._outside = replace(outside, recognise=outside.recognise or recognise, malformed=outside.malformed or malformed)
+        self._outside = replace(
+            outside,
+            recognise=outside.recognise or recognise,
+            malformed=outside.malformed or malformed,
+            trained=outside.trained or trained_context,
+        )
         self._loud = frozenset(folder.absolute() for folder in loud)
         self._reads: dict[Path, _Read] = {}
         self._lock = threading.Lock()
@@ -141,7 +146,7 @@ class Registry:
                 if name.startswith((".", "#")) or name.lower().endswith(UNFINISHED):
                     continue
                 kind = scan.yamls if name.lower().endswith(YAML_SUFFIXES) else scan.weights
-                if kind is scan.yamls or not name.lower().endswith(NO_WEIGHTS):
+                if kind is scan.yamls or not name.lower().endswith(formats.NO_WEIGHTS):
                     kind.append((folder / name, _signature(folder / name)))
         return scan
 
@@ -150,9 +155,9 @@ class Registry:
         if known is not None and known.signature == signature and path not in forced and known.holds(forced):
             return known
         loaded = load_model(path, self.specs, self._outside)
-        if known is not None and known.source.loaded == loaded:
-            return replace(known, signature=signature)
         depends = tuple((other, _signature(other)) for other in loaded.depends)
+        if known is not None and known.source.loaded == loaded:
+            return replace(known, signature=signature, depends=depends)
         unsure = loaded.config is not None and loaded.backend is None
         return _Read(signature, _source(path, loaded, signature), depends, unsure)
 
@@ -169,24 +174,56 @@ class Registry:
 
     def _detected(self, path: Path) -> LoadedModel | None:
         """Defaults for a weights file or folder that has no YAML; None when it is none, or only part of one."""
-        try:
-            found = formats.detect(path)
-            if found is None or (found == formats.GGUF and path.is_file() and not formats.is_model(path)):
-                return None
-            fault = _several(path) if found == formats.GGUF else None
-        except OSError:
-            return None
         name = weights_name(path)
         if name_fault(name):
             return None
+        backend: str | None = None
+        try:
+            found = formats.detect(path)
+            if not _is_meant(path, found):
+                return None
+            backend = next((spec.name for spec in self.specs.values() if found in spec.formats), None)
+            fault = _fault(path, found, backend)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if not _named_weights(path):
+                return None
+            fault = f"cannot be read: {error.strerror or error}"
         if fault is not None:
-            return LoadedModel(path, name, problems=(fault,))
-        backend = next((spec.name for spec in self.specs.values() if found in spec.formats), None)
-        if backend is None:
-            message = f"holds {found} weights, which no backend here loads"
-            return LoadedModel(path, name, problems=(Problem(path, 0, 0, "", message),))
+            problem = fault if isinstance(fault, Problem) else Problem(path, 0, 0, "", fault)
+            return LoadedModel(path, name, problems=(problem,))
         config = ModelConfig(name=name, backend=backend, parameters=Parameters(model=path.name))
         return LoadedModel(path, name, config, backend)
+
+
+def _named_weights(path: Path) -> bool:
+    """The name promises weights, whatever is in the file: one that holds none is told, others are none of our business."""
+    return path.name.lower().endswith((".gguf", ".gguf.bin")) and not path.is_dir()
+
+
+def _is_meant(path: Path, found: str | None) -> bool:
+    """The file or folder stands for a model, be it a damaged one: no stray file, no projector, no later part."""
+    if found is None:
+        return _named_weights(path)
+    return found != formats.GGUF or path.is_dir() or formats.is_model(path)
+
+
+def _fault(path: Path, found: str | None, backend: str | None) -> Problem | str | None:
+    """Why weights without a YAML cannot be served."""
+    if found is None:
+        return "is in no format that is known here" if path.stat().st_size else "is empty: it has 0 bytes"
+    if backend is None:
+        return f"holds {found} weights, which no backend here loads"
+    if found != formats.GGUF:
+        return None
+    if path.is_dir():
+        return _several(path)
+    try:
+        check_whole(path)
+    except BadWeights as error:
+        return error.message.removeprefix(str(path)).removeprefix(":").strip()
+    return None
 
 
 def _several(path: Path) -> Problem | None:
@@ -198,7 +235,7 @@ def _several(path: Path) -> Problem | None:
     return Problem(path, 0, 0, "", message, f"write a YAML with `parameters: {{model: {path.name}/{models[0].name}}}`")
 
 
-def weights_name(path: Path) -> str:
+def weights_name(path: PurePath) -> str:
     """The name of a model that has no YAML: its file's, without the suffix of a weights file."""
     for suffix in WEIGHTS_SUFFIXES:
         if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):

@@ -8,14 +8,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmgallery.catalog import formats
+from llmgallery.catalog import formats, gguf
 from llmgallery.catalog.reference import HubReference, parse_reference
 from llmgallery.config.model import ModelConfig
 from llmgallery.config.outside import Spec
 from llmgallery.config.regular import irregular
 from llmgallery.core.errors import BadWeights, ConfigError, LoadError
 
-__all__ = ["HubReference", "LocalFiles", "backend_for", "check_format", "local_path", "locate", "malformed", "recognise"]
+__all__ = [
+    "HubReference",
+    "LocalFiles",
+    "backend_for",
+    "check_format",
+    "local_path",
+    "locate",
+    "malformed",
+    "recognise",
+    "trained_context",
+]
 
 
 @dataclass(frozen=True)
@@ -40,15 +50,19 @@ def locate(config: ModelConfig, folder: Path) -> LocalFiles | HubReference:
         except OSError as error:
             raise LoadError(f"{path} cannot be read: {error.strerror or error}", field="parameters.model") from error
     if path is not None and (Path(reference).is_absolute() or reference.startswith("~")):
-        raise LoadError(f"weights not found: {path} does not exist", field="parameters.model", hints=_near(path))
+        raise _not_found(f"{path} does not exist", _near(path))
     try:
         found = parse_reference(reference)
     except ConfigError as error:
         raise LoadError(error.message, field="parameters.model", hints=error.hints) from error
     if found is None:
-        message = f"weights not found: there is no {reference} in {folder}, and it is no Hub reference"
-        raise LoadError(message, field="parameters.model", hints=_near(folder / reference))
+        raise _not_found(f"there is no {reference} in {folder}, and it is no Hub reference", _near(folder / reference))
     return _with_base_name(found, config.model_base_name)
+
+
+def _not_found(what: str, near: tuple[str, ...]) -> LoadError:
+    advice = f"; did you mean {near[0]}?" if near else ""
+    return LoadError(f"weights not found: {what}{advice}", field="parameters.model", hints=near)
 
 
 def local_path(reference: str, folder: Path) -> Path | None:
@@ -128,9 +142,10 @@ def _with_base_name(found: HubReference, base_name: str | None) -> HubReference:
 
 
 def _near(path: Path) -> tuple[str, ...]:
-    """Names beside a path that does not exist, most alike first."""
+    """Names of weights, or of folders, beside a path that does not exist, most alike first."""
     try:
-        names = [entry.name for entry in path.parent.iterdir() if not entry.name.startswith(".")]
+        beside = [entry for entry in path.parent.iterdir() if not entry.name.startswith(".")]
+        names = [entry.name for entry in beside if not entry.name.lower().endswith(formats.NO_WEIGHTS) or entry.is_dir()]
     except OSError:
         return ()
     return near_files(path.name, names)
@@ -175,23 +190,52 @@ def recognise(reference: str, folder: Path) -> str | None:
     return formats.GGUF if by_name else None
 
 
+def trained_context(reference: str, folder: Path) -> int | None:
+    """How many tokens of context a GGUF file on this machine was trained for; None = not here, or it does not say."""
+    try:
+        path = local_path(reference, folder)
+        if path is None or not path.exists():
+            return None
+        file = _files(path, None)[0]
+        return gguf.read_header(file).context_length or None if gguf.is_gguf(file) else None
+    except (OSError, LoadError):
+        return None
+
+
 def backend_for(files: Sequence[Path], specs: Mapping[str, Spec]) -> str:
-    """The name of the backend that loads these files. Raises LoadError."""
+    """The name of the backend that loads these files. Raises LoadError, BadWeights also for files that are cut."""
     if not files:
         raise LoadError("no backend is set and there are no weights to tell it by: set backend:", field="backend")
     found = _format(files[0])
     for spec in specs.values():
         if found in spec.formats:
+            _check_whole(files, found)
             return spec.name
     what = f"holds {found} weights, which no backend here loads" if found else "is in no format that is known here"
     raise BadWeights(f"{files[0]} {what}; available backends: {', '.join(sorted(specs))}")
 
 
+def check_whole(file: Path) -> None:
+    """Raises BadWeights for a GGUF file that is cut: shorter than its header says, or cut within the header."""
+    header = gguf.read_header(file)
+    size = file.stat().st_size
+    if header.tensors and size < header.data_end:
+        raise BadWeights(f"{file} is cut: {size:,} of {header.data_end:,} bytes are here; copy or download it again")
+
+
 def check_format(files: Sequence[Path], spec: Spec) -> None:
-    """Raises LoadError for weights that this backend does not load, by what is in them."""
+    """Raises LoadError for weights that this backend does not load, by what is in them, and for files that are cut."""
+    found: str | None = None
     if files and spec.formats and (found := _format(files[0])) not in spec.formats:
         what = f"holds {found} weights" if found else "is in no format that is known here"
         raise BadWeights(f"{files[0]} {what}; backend {spec.name} loads {', '.join(spec.formats)}")
+    _check_whole(files, found)
+
+
+def _check_whole(files: Sequence[Path], found: str | None) -> None:
+    for file in files if found == formats.GGUF else ():
+        if not file.is_dir():
+            check_whole(file)
 
 
 def _format(path: Path) -> str | None:

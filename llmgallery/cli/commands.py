@@ -42,7 +42,7 @@ def serve(config: Path | None, model: Path | None, **flags: Any) -> None:
     run_server(settings_of(config, **flags), model)
 
 
-@click.command()
+@click.command(hidden=True)
 @click.option("--host", default=None, metavar="TEXT", help="address to listen on")
 @click.option("--port", default=None, metavar="TEXT", help="port to listen on")
 @models_dir_option
@@ -73,7 +73,7 @@ def run(
     ask(model, prompt, system, verbose, settings_of(config, models_dir=models_dir), asked)
 
 
-@click.command()
+@click.command(hidden=True)
 @click.option("--model", required=True, help="name of the model")
 @click.option("--prompt", required=True, help="the question")
 @models_dir_option

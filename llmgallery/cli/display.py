@@ -108,6 +108,11 @@ class Display:
             self._bars = self._task = None
 
 
+def counted(count: int, noun: str) -> str:
+    """1 model, 2 models."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def size(count: int) -> str:
     """Bytes for people: 4.9 MB, 7.2 GB."""
     value = float(count)

@@ -41,7 +41,9 @@ def _of_weights(entry: Entry) -> list[EffectiveValue]:
     """What the weights say where the file is silent."""
     found = []
     if (backend := _backend(entry)) is not None:
-        found.append(EffectiveValue("backend", backend, "recognised from the weights"))
+        here = not specs()[backend].needs_weights or files_here(entry) is not None
+        source = "the weights" if here else "the weights' name"
+        found.append(EffectiveValue("backend", backend, f"recognised from {source}"))
     else:
         found.append(EffectiveValue("backend", "told by the weights once they are here", "default"))
     if (header := _header(entry)) is not None and header.context_length:
@@ -87,10 +89,13 @@ def _of_template(entry: Entry) -> list[EffectiveValue]:
         return []
     loaded = Loaded(0, chat_template=header.chat_template, templates=header.templates) if header else Loaded(0)
     choice = pick_template(entry.config, loaded)
-    stops = [EffectiveValue("stopwords", list(choice.stops), choice.origin)] if choice.stops else []
-    key = choice.origin.rpartition(" ")[0] or choice.origin  # "template.preset chatml"
+    key, _, preset = choice.origin.rpartition(" ")  # "template.preset chatml"
+    key, origin = key or choice.origin, choice.origin
+    if key == "template.preset" and template.preset is None:
+        origin = f"default {preset}, as the weights bring no template"
+    stops = [EffectiveValue("stopwords", list(choice.stops), origin)] if choice.stops else []
     line = f" ({shown(entry.path)}:{entry.places[key][0]})" if key in entry.places else ""
-    return [EffectiveValue("template", choice.source, choice.origin + line), *stops]
+    return [EffectiveValue("template", choice.source, origin + line), *stops]
 
 
 def _header(entry: Entry) -> gguf.Header | None:

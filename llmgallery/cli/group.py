@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
@@ -13,6 +13,7 @@ from llmgallery.config.settings import FLAGS, SettingRow, Settings, load_setting
 from llmgallery.core.errors import ConfigError, GalleryError
 
 F = TypeVar("F", bound=Callable[..., Any])
+HINTS = get_type_hints(Settings)
 
 
 class Failure(click.ClickException):
@@ -56,7 +57,18 @@ def config_option(command: F) -> F:
 def setting_option(row: SettingRow) -> Callable[[F], F]:
     """The flag of a setting. Its value is read where the file's and the environment's are, and as strictly."""
     default = f"; default {row.default}" if row.default else ""
-    return click.option(row.flag, row.name, multiple=row.name in FLAGS, metavar="TEXT", help=row.description + default)
+    words = _words(row.name)
+    kind = click.Choice(words) if words else None
+    metavar = None if words else "TEXT"
+    return click.option(
+        row.flag, row.name, type=kind, multiple=row.name in FLAGS, metavar=metavar, help=row.description + default
+    )
+
+
+def _words(name: str) -> tuple[str, ...]:
+    """What a setting may be, where it is one of a few words."""
+    hint = HINTS[name]
+    return get_args(hint) if get_origin(hint) is Literal else ()
 
 
 def models_dir_option(command: F) -> F:

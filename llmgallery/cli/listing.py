@@ -6,6 +6,8 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
 from llmgallery.backends.loader import specs
 from llmgallery.catalog.formats import detect
 from llmgallery.catalog.registry import WEIGHTS_SUFFIXES, YAML_SUFFIXES, Entry, Registry, Snapshot
@@ -64,6 +66,7 @@ async def server_states(settings: Settings) -> dict[str, str]:
         return {}
     async with remote:
         if not await remote.answers():
+            click.echo(f"no server answers at {remote.url} (LLMGALLERY_URL): this is what lies on disk", err=True)
             return {}
         served = {model["id"]: "unloaded" for model in (await remote.get("/v1/models"))["data"]}
         return served | await remote.states()
@@ -115,8 +118,7 @@ def _unusable(entry: Entry) -> list[Problem]:
         if (files := _files(entry)) is not None:
             loader(entry, files)
     except LoadError as exc:
-        advice = "" if isinstance(exc, BadWeights) or not exc.hints else f"did you mean {exc.hints[0]}?"
-        return [Problem(entry.path, *entry.places.get(key, (0, 0)), key, exc.message, advice)]
+        return [Problem(entry.path, *entry.places.get(key, (0, 0)), key, exc.message)]
     return []
 
 

@@ -23,7 +23,7 @@ def list_models(config: Path | None, models_dir: str | None) -> None:
     print_list(config, models_dir)
 
 
-@click.command()
+@click.command(hidden=True)
 @models_dir_option
 def models(config: Path | None, models_dir: str | None) -> None:
     """GatoGPT's name for list."""
@@ -61,14 +61,13 @@ def check(path: Path | None, config: Path | None, models_dir: str | None) -> Non
     Prints every problem as file:line:column. Exit code 1 when there is one; warnings do not count.
     """
     from llmgallery.cli import listing
+    from llmgallery.cli.display import counted
 
     checked = listing.checked(settings_of(config, models_dir=models_dir), path)
     for problem, warning in checked.in_order():
         click.echo(f"{problem} (warning)" if warning else str(problem))
-    models = "1 model file" if checked.files == 1 else f"{checked.files} model files"
-    count = len(checked.problems)
-    found = "no problem" if count == 0 else "1 problem" if count == 1 else f"{count} problems"
-    click.echo(f"{checked.where}: {models}, {found}", err=True)
+    found = counted(len(checked.problems), "problem") if checked.problems else "no problem"
+    click.echo(f"{checked.where}: {counted(checked.files, 'model file')}, {found}", err=True)
     if checked.problems:
         sys.exit(1)
 

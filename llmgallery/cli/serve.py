@@ -18,10 +18,13 @@ from litestar import Litestar
 
 from llmgallery import __version__
 from llmgallery.api.app import create_app
+from llmgallery.catalog.registry import Snapshot
 from llmgallery.cli import stack as wiring
+from llmgallery.cli.display import counted
 from llmgallery.cli.given import check_loadable
+from llmgallery.cli.group import told
 from llmgallery.cli.stack import Stack
-from llmgallery.config.settings import Settings
+from llmgallery.config.settings import Settings, is_loopback
 from llmgallery.core.errors import ConfigError, GalleryError
 from llmgallery.service.names import resolve
 
@@ -30,6 +33,7 @@ log = logging.getLogger(__name__)
 CUT_SECONDS = 10.0
 """After the drain: for errors to reach their clients, and for a worker that has to be killed."""
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+EVERYWHERE = ("", "0.0.0.0", "::")
 QUESTION = "What is llmgallery?"
 ONLY_WARNINGS = ("httpx", "httpcore", "watchfiles", "uvicorn.error")
 """At every log level. HTTP clients log whole URLs, and a download's is signed: who reads the log could fetch the file. What
@@ -113,13 +117,14 @@ class Server(uvicorn.Server):
         snapshot = await self._stack.gallery.snapshot()
         wiring.report_problems(snapshot)
         settings = self._stack.settings
-        count = len(snapshot.entries)
-        url = url_of(settings.host, port)
+        _warn(settings, snapshot)
+        models = counted(len(snapshot.entries), "model")
         where = wiring.models_dir(settings)
-        print(f"llmgallery {__version__} serves {count} model{'' if count == 1 else 's'} at {url} (models folder: {where})")
+        print(f"llmgallery {__version__} serves {models} at {url_of(settings.host, port)} (models folder: {where})")
         model = await self._model()
         if model is not None:
-            print(f"Try it:\n\n{curl(settings, port, model)}\n")
+            more = ", with one of the keys for YOUR_KEY" if settings.api_keys else ""
+            print(f"Try it{more}:\n\n{curl(settings, port, model)}\n")
         sys.stdout.flush()
 
     async def _model(self) -> str | None:
@@ -129,6 +134,23 @@ class Server(uvicorn.Server):
             with contextlib.suppress(GalleryError):
                 return (await gallery.entry(name)).name
         return next((entry.name for entry in await gallery.models()), None)
+
+
+def _warn(settings: Settings, snapshot: Snapshot) -> None:
+    """What the settings promise and the server will not do."""
+    if settings.default_model is not None:
+        try:
+            resolve(None, snapshot, default=settings.default_model)
+        except GalleryError as exc:
+            log.warning("default_model cannot be served: %s", told(exc))
+    if not settings.api_keys and not is_loopback(settings.host):
+        where = "all interfaces" if settings.host.strip("[]") in EVERYWHERE else settings.host
+        hosts = ", ".join(sorted(settings.hosts()))
+        log.warning(
+            "listening on %s without a key: only requests to %s are answered; --api-key, or --allowed-host, lets others in",
+            where,
+            hosts,
+        )
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -154,19 +176,19 @@ def bind(host: str, port: int) -> socket.socket:
 def url_of(host: str, port: int) -> str:
     """Where a client of this machine finds the server."""
     name = host.strip("[]")
-    if name in ("", "0.0.0.0", "::"):
+    if name in EVERYWHERE:
         name = "127.0.0.1"
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def curl(settings: Settings, port: int, model: str) -> str:
-    """A command that asks the server one question; ready to be pasted."""
+    """A command that asks the server one question; ready to be pasted. Keys are not shown: they would stay in the log."""
     body = {"model": model, "stream": True, "messages": [{"role": "user", "content": QUESTION}]}
     lines = [f"curl -N {url_of(settings.host, port)}/v1/chat/completions", "-H 'Content-Type: application/json'"]
     if settings.api_keys:
         lines.append('-H "Authorization: Bearer $LLMGALLERY_API_KEY"')
     lines.append(f"-d {shlex.quote(json.dumps(body, ensure_ascii=False))}")
-    return " \\\n  ".join(lines)
+    return ("export LLMGALLERY_API_KEY=YOUR_KEY\n" if settings.api_keys else "") + " \\\n  ".join(lines)
 
 
 def _log_to_stderr(level: str) -> None:

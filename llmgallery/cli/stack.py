@@ -20,7 +20,8 @@ from llmgallery.catalog.hub_cache import find_cached
 from llmgallery.catalog.hub_settings import HubSettings
 from llmgallery.catalog.registry import YAML_SUFFIXES, Entry, Registry, Snapshot, weights_name
 from llmgallery.catalog.watcher import watch
-from llmgallery.catalog.weights import HubReference, backend_for, check_format, locate, malformed, recognise
+from llmgallery.catalog.weights import HubReference, backend_for, check_format, locate, malformed, recognise, trained_context
+from llmgallery.cli.display import counted
 from llmgallery.config.load import load_model
 from llmgallery.config.outside import Outside
 from llmgallery.config.problems import as_error
@@ -58,7 +59,8 @@ class Stack:
             self.scratch.cleanup()
 
     def _changed(self, snapshot: Snapshot) -> None:
-        log.info("the models folder changed: %d models, %d broken", len(snapshot.entries), len(snapshot.broken))
+        broken = f", {len(snapshot.broken)} broken" if snapshot.broken else ""
+        log.info("the models folder changed: %s%s", counted(len(snapshot.entries), "model"), broken)
         report_problems(snapshot)
         self.gallery.folder_changed(snapshot)
 
@@ -115,7 +117,7 @@ def folder_registry(settings: Settings, first: Sequence[Path] = ()) -> Registry:
 
 def outside() -> Outside:
     """What reading a model file needs beside the file: templates' syntax, presets' names, the formats of weights."""
-    return Outside(jinja.check, presets.names(), recognise, malformed)
+    return Outside(jinja.check, presets.names(), recognise, malformed, trained_context)
 
 
 def files_here(entry: Entry) -> list[Path] | None:

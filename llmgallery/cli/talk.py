@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from llmgallery.cli.display import Display
+from llmgallery.cli.display import Display, counted
 from llmgallery.cli.group import told
 from llmgallery.cli.portal import Portal
 from llmgallery.core.errors import GalleryError
@@ -121,17 +121,13 @@ def printable(text: str) -> str:
 def statistics(usage: Usage, started: float, first: float | None, ended: float) -> str:
     """One line: time to first token, tokens, and the speed of those that came after the first. An answer that came at once, in
     one piece or nearly so, says nothing of that speed."""
-    prompt, answer = _tokens(usage.prompt_tokens, "prompt token"), _tokens(usage.completion_tokens, "token")
+    prompt, answer = counted(usage.prompt_tokens, "prompt token"), counted(usage.completion_tokens, "token")
     counts = f"{prompt}, {answer} in {ended - started:.2f} s"
     if first is None:
         return f"no text, {counts}"
     after, seconds = usage.completion_tokens - 1, ended - first
     speed = f"{after / seconds:.1f} tokens/s" if after > 0 and seconds >= MEASURABLE else "n/a, too short to measure"
     return f"first token after {first - started:.2f} s, {counts}, decoding: {speed}"
-
-
-def _tokens(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def sampling(**asked: float | int | None) -> Sampling:

@@ -43,6 +43,7 @@ NOT_YET = frozenset({
 })  # fmt: skip
 """Known keys that this version reads and does not use yet."""
 
+STRETCHING = ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow")
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 GO_KEYS = ("chat", "chat_message", "completion", "edit", "function")
 _GO_TEXT = re.compile(r"\{\{-?\s*(\.[A-Z]\w*|(range|if|with|else if)\s+(\.|eq\b|ne\b|not\b|and\b|or\b|\$)|end\b)")
@@ -76,7 +77,8 @@ def unheeded(reading: Reading, spec: Spec) -> list[Problem]:
 
 def not_yet(reading: Reading) -> list[Problem]:
     """Warnings for keys that this version does not use yet."""
-    written = [key for key in reading.places if key in NOT_YET]
+    wrong = {problem.key for problem in reading.problems}
+    written = [key for key in reading.places if key in NOT_YET and key not in wrong]
     return [Problem(reading.path, *reading.places[key], key, "this version does not use this key yet") for key in written]
 
 
@@ -108,6 +110,13 @@ def values(config: ModelConfig, reading: Reading, stem: str) -> None:
     for index, stop in enumerate(config.stopwords):
         if not stop:
             reading.fail(_node(reading, f"stopwords[{index}]"), f"stopwords[{index}]", "an empty text would end every answer")
+
+
+def stretches(config: ModelConfig) -> bool:
+    """RoPE is set to something else than what the weights say."""
+    yarn = any(getattr(config, key) is not None for key in STRETCHING)
+    scaling = config.rope_scaling not in (None, "none")
+    return yarn or scaling or bool(config.parameters.rope_freq_base or config.parameters.rope_freq_scale)
 
 
 def name_fault(name: str) -> str:

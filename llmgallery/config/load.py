@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -79,6 +79,7 @@ class _Model:
 
     def read(self, root: MappingNode) -> LoadedModel:
         config = struct_reader(ModelConfig).read(root, "", self.reading)
+        self.redirect()
         if config is FAILED:
             return self.result(self.path.stem, None, None)
         backend = self.backend(config)
@@ -88,6 +89,7 @@ class _Model:
         checks.values(config, self.reading, self.path.stem)
         checks.weights(config, self.reading, self.specs[backend] if backend else None)
         self.reference(config, backend)
+        self.context(config)
         self.warnings += checks.not_yet(self.reading)
         config = self.template(config)
         return self.result(config.name or self.path.stem, config, backend)
@@ -97,6 +99,12 @@ class _Model:
         config = None if problems else config
         found = tuple(self.warnings)
         return LoadedModel(self.path, name, config, backend, problems, found, self.reading.places, tuple(self.depends))
+
+    def redirect(self) -> None:
+        """LocalAI's `alias` names one other model: a list under it was meant for `aliases`."""
+        if isinstance(self.reading.nodes.get("alias"), SequenceNode):
+            found = self.reading.problems
+            found[:] = [replace(one, suggestion="did you mean aliases?") if one.key == "alias" else one for one in found]
 
     def backend(self, config: ModelConfig) -> str | None:
         """The backend that the file names, else the one for the weights' format; notes one that is not here."""
@@ -117,6 +125,18 @@ class _Model:
         if fault := self.outside.malformed(config.weights, self.path.parent):
             self.reading.fail(self.reading.nodes[key], key, fault)
             self.depends.append(self.path.parent / config.weights.removeprefix("file://"))
+
+    def context(self, config: ModelConfig) -> None:
+        """Warn of a context that is longer than what the weights know, unless RoPE is told to stretch it."""
+        if config.context_size is None or not config.weights or self.outside.trained is None or checks.stretches(config):
+            return
+        self.depends.append(self.path.parent / config.weights.removeprefix("file://"))
+        trained = self.outside.trained(config.weights, self.path.parent)
+        if trained is not None and config.context_size > trained:
+            message = f"{config.context_size} is more than the {trained} tokens that the weights were trained for"
+            advice = f"answers get worse beyond them: write {trained} or less, or set rope_scaling"
+            at = self.reading.places["context_size"]
+            self.warnings.append(Problem(self.path, *at, "context_size", message, advice))
 
     def options(self, config: ModelConfig, spec: Spec) -> ModelConfig:
         """The config with its options checked against the backend's own keys."""

@@ -42,9 +42,11 @@ class Outside:
 
     `recognise`: (weights reference, folder of the YAML) -> file format, None = not known (yet).
     `malformed`: the same -> why the reference can mean nothing, neither here nor on the Hub; "" = it can.
+    `trained`: the same -> the context in tokens that weights on this machine were trained for, None = not known (yet).
     """
 
     template: Callable[[str], TemplateFault | None] | None = None
     presets: Collection[str] | None = None
     recognise: Callable[[str, Path], str | None] | None = None
     malformed: Callable[[str, Path], str] | None = None
+    trained: Callable[[str, Path], int | None] | None = None

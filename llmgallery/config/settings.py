@@ -19,6 +19,7 @@ from llmgallery.config.suggest import adviser, levels_of, nearest
 from llmgallery.config.units import Bytes, Seconds
 
 PREFIX = "LLMGALLERY_"
+OTHER_NAMES = {"api_key": "api_keys", "apikey": "api_keys"}
 OTHER_VARIABLES = ("LLMGALLERY_CONFIG", "LLMGALLERY_DATA_DIR", "LLMGALLERY_MODEL", "LLMGALLERY_URL")
 """Variables that are read elsewhere."""
 
@@ -149,7 +150,7 @@ def _from_file(path: Path, problems: list[Problem]) -> dict[str, Any]:
     if not isinstance(root, MappingNode):
         problems.append(Problem(path, *place(root), "", f"expected settings such as `port: 8080`, found {kind(root)}"))
         return {}
-    reading = Reading(path, adviser(levels_of(Settings), {}, "`llmgallery serve --help` names all settings"))
+    reading = Reading(path, adviser(levels_of(Settings), OTHER_NAMES, "`llmgallery serve --help` names all settings"))
     values: dict[str, Any] = struct_reader(Settings).values(root, "", reading)
     problems += reading.problems
     for name in ("models_dir", "api_key_file"):

@@ -78,14 +78,20 @@ def adviser(
         if elsewhere:
             return " or ".join(map(_belongs, elsewhere[:2]))
         if (other := other_names.get(key.lower().replace("-", "_"))) is not None:
-            return f"did you mean {other}?"
+            return _meant([other], parent)
         if begun := _begun(key, parent, levels):
-            return f"did you mean {' or '.join(begun)}?"
+            return _meant(begun, parent)
         if (found := _nearest_anywhere(key, parent, levels)) is not None:
-            return f"did you mean {found}?"
+            return _meant([found], parent)
         return f"known here: {', '.join(here)}" if 0 < len(here) <= 8 else fallback
 
     return advise
+
+
+def _meant(keys: list[str], parent: str) -> str:
+    """The question; a key without a dot stands at the top, which nobody sees who wrote it below."""
+    away = " (at the top level)" if parent and all("." not in key for key in keys) else ""
+    return f"did you mean {' or '.join(keys)}{away}?"
 
 
 def _begun(word: str, parent: str, levels: Levels) -> list[str]:

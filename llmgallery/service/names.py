@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 from fnmatch import fnmatchcase
+from pathlib import PurePath, PurePosixPath
 from typing import Literal
 
-from llmgallery.catalog.index import Entry, Snapshot
+from llmgallery.catalog.index import Broken, Entry, Snapshot
+from llmgallery.catalog.registry import YAML_SUFFIXES, weights_name
 from llmgallery.config.checks import name_fault
 from llmgallery.config.problems import shown
 from llmgallery.core.errors import InvalidField, ModelBroken, ModelNotFound
@@ -46,8 +48,7 @@ def lookup(name: str, snapshot: Snapshot) -> Entry | None:
     if (entry := _exact(name, snapshot)) is not None:
         return entry
     if (broken := snapshot.broken.get(name)) is not None:
-        problems = tuple(map(str, broken.problems))
-        raise ModelBroken(f"the model {name!r} has errors in {shown(broken.path)}: {'; '.join(problems)}", hints=problems)
+        raise _is_broken(name, broken)
     if (entry := snapshot.disabled.get(name)) is not None:
         raise ModelNotFound(f"the model {name!r} is disabled in {shown(entry.path)}", field="model")
     for pattern, entry in snapshot.globs:
@@ -103,13 +104,53 @@ def _unnamed(snapshot: Snapshot, default: str | None, token: str | None) -> Entr
     raise InvalidField(f"you must provide a model parameter, such as {names[0]!r}", field="model", hints=names)
 
 
-def _not_found(name: str, snapshot: Snapshot) -> ModelNotFound:
-    near = near_names(name, snapshot)
+def _not_found(name: str, snapshot: Snapshot) -> ModelNotFound | ModelBroken:
+    """What keeps the file of this name from being served under it; else near names, and how to add the model."""
+    for broken in snapshot.broken.values():
+        if _is_file_of(name, broken.path):
+            return _is_broken(name, broken)
     shown_name = name if len(name) <= 100 else name[:97] + "..."
+    if (off := next((entry for entry in snapshot.disabled.values() if _is_file_of(name, entry.path)), None)) is not None:
+        return ModelNotFound(f"the model {off.name!r} is disabled in {shown(off.path)}", field="model")
+    if (served := _served_otherwise(name, snapshot)) is not None:
+        advice, hints = served
+        return ModelNotFound(f"The model {shown_name!r} does not exist; {advice}", field="model", hints=hints)
+    near = near_names(name, snapshot)
     advice = f"did you mean {' or '.join(map(repr, near))}?" if near else "GET /v1/models lists the models."
-    file = f"{name.replace('/', '__').replace(':', '-')}.yaml" if name_fault(name) == "" else "a YAML file"
+    file = f"{_file_stem(name)}.yaml" if name_fault(name) == "" else "a YAML file"
     return ModelNotFound(
         f"The model {shown_name!r} does not exist; {advice} To add it, put {file} into the models folder.",
         field="model",
         hints=near,
     )
+
+
+def _is_broken(name: str, broken: Broken) -> ModelBroken:
+    problems = tuple(map(str, broken.problems))
+    if broken.path.suffix.lower() in YAML_SUFFIXES:
+        return ModelBroken(f"the model {name!r} has errors in {shown(broken.path)}: {'; '.join(problems)}", hints=problems)
+    faults = "; ".join(f"{problem.message}; {problem.suggestion}".rstrip("; ") for problem in broken.problems)
+    return ModelBroken(f"the model {name!r} cannot be served: {shown(broken.path)} {faults}", hints=problems)
+
+
+def _served_otherwise(name: str, snapshot: Snapshot) -> tuple[str, tuple[str, ...]] | None:
+    """For the file of this name when another name serves it: the sentence that says so, and the names."""
+    yamls = [entry for entry in snapshot.entries.values() if _is_file_of(name, entry.path)]
+    if yamls:
+        entry = yamls[0]
+        return f"{shown(entry.path)} names its model {entry.name!r}.", (entry.name,)
+    users = [entry for entry in snapshot.entries.values() if _is_file_of(name, PurePosixPath(entry.config.weights or ""))]
+    if not users:
+        return None
+    by = " and ".join(f"{entry.name!r} ({shown(entry.path)})" for entry in users[:3])
+    return f"{PurePosixPath(users[0].config.weights or '').name} is served as {by}.", tuple(entry.name for entry in users[:3])
+
+
+def _is_file_of(name: str, path: PurePath) -> bool:
+    """The file's name, with or without its suffix, is `name`, or what `name` would be as a file's."""
+    wanted = (name, _file_stem(name))
+    return path.name.startswith(wanted) and any(word in wanted for word in (path.name, path.stem, weights_name(path)))
+
+
+def _file_stem(name: str) -> str:
+    return name.replace("/", "__").replace(":", "-")

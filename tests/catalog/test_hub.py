@@ -235,11 +235,18 @@ async def test_a_cached_branch_serves_while_the_hub_is_down(hub: LoopbackHub, ou
     assert len(hub.seen("HEAD")) == 2
 
 
-async def test_nothing_listens(cache: Path):
-    ours = Hub(HubSettings("http://127.0.0.1:9", cache), sleep=no_pause)
-    with pytest.raises(HubUnavailable, match=r"http://127\.0\.0\.1:9 cannot be reached"):
+@pytest.mark.parametrize("host", ["127.0.0.1:9", "no-such-hub.invalid"])
+async def test_without_any_connection_nobody_waits_long(cache: Path, host: str):
+    pauses: list[float] = []
+
+    async def keep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    ours = Hub(HubSettings(f"http://{host}", cache), sleep=keep)
+    with pytest.raises(HubUnavailable, match=rf"http://{host} cannot be reached"):
         await ours.ensure(REF)
     await ours.aclose()
+    assert pauses == [0.5, 0.5]
 
 
 async def test_offline_serves_the_cache_and_nothing_else(hub: LoopbackHub, ours: Hub, cache: Path):

@@ -12,7 +12,7 @@ import pytest
 from loopback_hub import LoopbackHub
 
 from llmgallery.catalog.hub import Hub
-from llmgallery.catalog.hub_client import near_names
+from llmgallery.catalog.hub_client import HubClient, near_names
 from llmgallery.catalog.hub_settings import HubSettings
 from llmgallery.catalog.reference import HubReference
 from llmgallery.core.errors import ConfigError, HubGated, HubNotFound, HubUnavailable
@@ -180,3 +180,16 @@ def test_settings_agree_with_huggingface_hub(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("HF_HUB_OFFLINE", "on")
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+async def test_a_download_that_has_begun_waits_for_the_connection_to_come_back(cache: Path):
+    pauses: list[float] = []
+
+    async def keep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    client = HubClient(HubSettings("http://127.0.0.1:9", cache), keep)
+    with pytest.raises(HubUnavailable, match="cannot be reached"):
+        await client.metadata(REPO, "main", FILE, client.settings.attempts)
+    await client.aclose()
+    assert pauses == [1.0, 2.0, 4.0, 8.0]

@@ -1,10 +1,12 @@
 import os
+import shutil
 import socket
 import threading
 from pathlib import Path
 
 import pytest
 
+from llmgallery import paths
 from llmgallery.backends.loader import specs
 from llmgallery.catalog.index import Entry, Snapshot
 from llmgallery.catalog.registry import Registry
@@ -357,3 +359,46 @@ def test_what_a_loud_folder_hides_is_listed(tmp_path: Path) -> None:
     assert (problem.line, problem.key) == (2, "name")
     assert "the name 'same' is already taken by" in problem.message and "w.gguf" in problem.message
     assert found.entries["same"].folder == tmp_path / "asked"
+
+
+def test_files_named_like_weights_that_hold_none_are_told(tmp_path: Path) -> None:
+    for name, data in {"void.gguf": b"", "odd.GGUF.bin": b"hello", "notes.bin": b"hello", "LICENSE": b"", "x.iso": b"x"}.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "next-00002-of-00002.gguf").write_bytes(GGUF)
+    found = registry(tmp_path).read()
+    assert not found.entries
+    told = {name: broken.problems[0].message for name, broken in found.broken.items()}
+    assert told == {"void": "is empty: it has 0 bytes", "odd": "is in no format that is known here"}
+
+
+def test_weights_that_are_cut_are_told_until_they_are_whole(tmp_path: Path) -> None:
+    whole = (paths.builtin("models") / "pocket-f16.gguf").read_bytes()
+    path = tmp_path / "tale.gguf"
+    found = registry(tmp_path)
+    for size, message in [
+        (0, "empty"),
+        (3, "no format"),
+        (900, "at byte"),
+        (4_000_000, f"cut: 4,000,000 of {len(whole):,} bytes"),
+    ]:
+        path.write_bytes(whole[:size])
+        assert message in found.refresh().broken["tale"].problems[0].message
+    path.write_bytes(whole)
+    after = found.refresh()
+    assert set(after.entries) == {"tale"} and not after.broken
+
+
+def test_a_context_beyond_the_weights_training_is_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("parameters: {model: w.gguf}\ncontext_size: 4096\n")
+    (tmp_path / "b.yaml").write_text("parameters: {model: w.gguf}\ncontext_size: 4096\nrope_scaling: yarn\n")
+    (tmp_path / "c.yaml").write_text("parameters: {model: w.gguf, rope_freq_scale: 0.25}\ncontext_size: 4096\n")
+    (tmp_path / "d.yaml").write_text("parameters: {model: w.gguf}\ncontext_size: 1024\n")
+    found = registry(tmp_path)
+    assert not found.read().entries["a"].warnings
+    shutil.copy(paths.builtin("models") / "pocket-f16.gguf", tmp_path / "w.gguf")
+    after = found.refresh()
+    (warning,) = after.entries["a"].warnings
+    assert (warning.line, warning.key) == (2, "context_size")
+    assert warning.message == "4096 is more than the 1024 tokens that the weights were trained for"
+    assert not any(after.entries[name].warnings for name in "bcd")
+    assert found.refresh().entries["a"] is after.entries["a"]

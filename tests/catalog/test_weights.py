@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from llmgallery import paths as places
 from llmgallery.backends.base import BackendSpec
 from llmgallery.catalog.weights import (
     HubReference,
@@ -18,6 +19,7 @@ from llmgallery.config.model import ModelConfig, Parameters
 from llmgallery.core.errors import BadWeights, LoadError
 
 GGUF = b"GGUF\x03\x00\x00\x00" + bytes(16)
+POCKET = places.builtin("models") / "pocket-f16.gguf"
 SPECS = {"llama-cpp": BackendSpec("llama-cpp", "x:y", formats=("gguf",))}
 
 
@@ -60,8 +62,9 @@ def test_relative_paths_never_leave_the_folder(tmp_path: Path, reference: str) -
 
 
 def test_what_is_neither_here_nor_a_hub_reference(tmp_path: Path) -> None:
-    (tmp_path / "mistral.gguf").write_bytes(GGUF)
-    with pytest.raises(LoadError, match="no Hub reference") as caught:
+    for name in ("mistral.gguf", "mistrl.yaml", "mistrl.md"):
+        (tmp_path / name).write_bytes(GGUF)
+    with pytest.raises(LoadError, match=r"no Hub reference; did you mean mistral\.gguf\?") as caught:
         locate(config("mistrl.gguf"), tmp_path)
     assert caught.value.hints == ("mistral.gguf",)
     with pytest.raises(LoadError):
@@ -167,3 +170,17 @@ def test_the_format_must_be_one_of_the_backends(tmp_path: Path) -> None:
         check_format([tmp_path / "junk.gguf"], SPECS["llama-cpp"])
     (tmp_path / "x.gguf").write_bytes(GGUF)
     check_format([tmp_path / "x.gguf"], SPECS["llama-cpp"])
+
+
+def test_files_that_are_cut_are_told_before_they_are_loaded(tmp_path: Path) -> None:
+    whole = POCKET.read_bytes()
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(whole[:-1])
+    for ask in (lambda: backend_for([POCKET, cut], SPECS), lambda: check_format([cut], SPECS["llama-cpp"])):
+        with pytest.raises(BadWeights, match=rf"cut\.gguf is cut: {len(whole) - 1:,} of {len(whole):,} bytes are here"):
+            ask()
+    cut.write_bytes(whole[:200])
+    with pytest.raises(BadWeights, match=r"cut\.gguf: .*at byte"):
+        check_format([cut], SPECS["llama-cpp"])
+    cut.write_bytes(whole)
+    assert backend_for([cut], SPECS) == "llama-cpp"

@@ -87,6 +87,12 @@ def test_list_tells_what_a_server_has_loaded(folder, tmp_path):
     assert rows["parrot"][0] == "installed" and "crow" not in rows
 
 
+def test_list_tells_that_no_server_answers(folder):
+    result = llmgallery("list", cwd=folder.parent, LLMGALLERY_URL="127.0.0.1:9")
+    assert result.returncode == 0 and "parrot" in listed(result.stdout)
+    assert result.stderr == "no server answers at http://127.0.0.1:9 (LLMGALLERY_URL): this is what lies on disk\n"
+
+
 def test_list_is_a_table_at_a_terminal(folder, tmp_path):
     terminal = Terminal("list", cwd=tmp_path)
     assert terminal.until("NAME") == ""
@@ -151,6 +157,24 @@ def test_show_tells_what_the_weights_say(folder):
     assert values["backend"] == ("llama-cpp", "recognised")
     assert values["template"][1] == "the weights' chat template"
     assert values["file"][0].endswith("models/loose.gguf")
+
+
+def test_show_says_that_a_template_is_the_default(folder):
+    source = next(paths.builtin("models").glob("*.gguf")).read_bytes()
+    assert source.count(b"tokenizer.chat_template") == 1
+    (folder / "bare.gguf").write_bytes(source.replace(b"tokenizer.chat_template", b"tokenizer.chat_nothings"))
+    values = shown("bare")
+    assert values["template"][1] == "default alpaca, as the weights bring no template"
+    assert "### Instruction" in values["template"][0]
+    assert all("template.preset" not in source for _, source in values.values())
+
+
+def test_show_recognises_nothing_from_weights_that_are_not_here(folder):
+    (folder / "remote.yaml").write_text("model: owner/repo/x.gguf\n")
+    (folder / "local.yaml").write_text("model: x.gguf\n")
+    shutil.copy(next(paths.builtin("models").glob("*.gguf")), folder / "x.gguf")
+    assert shown("remote")["backend"] == ("llama-cpp", "recognised from the weights' name")
+    assert shown("local")["backend"] == ("llama-cpp", "recognised from the weights")
 
 
 def test_show_heeds_settings(folder, monkeypatch):
@@ -305,6 +329,13 @@ def test_schema_is_a_json_schema_that_tells_right_from_wrong():
     assert validator.is_valid({"backend": "echo", "parameters": {"top_p": 0.5}, "keep_alive": "15m"})
     assert not validator.is_valid({"backend": "echo", "parameters": {"top_p": 2}})
     assert not validator.is_valid({"backend": "echo", "temprature": 1})
+
+
+def test_help_names_each_command_once():
+    shown = invoke("--help").stdout.partition("Commands:\n")[2]
+    assert [line.split()[0] for line in shown.splitlines()] == ["serve", "run", "list", "show", "check", "schema", "version"]
+    for alias in ("models", "generate", "api"):
+        assert "GatoGPT" in invoke(alias, "--help").stdout
 
 
 def test_version_tells_the_versions():

@@ -223,7 +223,9 @@ def test_a_model_file_by_path_is_the_default(folder, tmp_path):
 def test_a_key_is_asked_for(folder, tmp_path):
     with serving(folder, "--api-key", "one", LLMGALLERY_API_KEYS="two,three") as server:
         assert '-H "Authorization: Bearer $LLMGALLERY_API_KEY"' in server.said
-        assert "one" not in server.said.partition("Try it:")[2].split("-d")[0]
+        example = server.said.partition("Try it, with one of the keys for YOUR_KEY:\n\n")[2]
+        assert example.startswith("export LLMGALLERY_API_KEY=YOUR_KEY\ncurl ")
+        assert "two" not in server.said and "three" not in server.said
         assert chat(server, "parrot", "Hi").status_code == 401
         assert chat(server, "parrot", "Hi", Authorization="Bearer one").status_code == 200
         refused = llmgallery("run", "parrot", "Hi", cwd=tmp_path, LLMGALLERY_URL=server.url)
@@ -234,6 +236,40 @@ def test_a_key_is_asked_for(folder, tmp_path):
         for variable, key in ("LLMGALLERY_API_KEY", "one"), ("LLMGALLERY_API_KEYS", "one,four"):
             result = llmgallery("run", "parrot", "Hi", cwd=tmp_path, LLMGALLERY_URL=server.url, **{variable: key})
             assert result.stdout == "Hi\n", result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("nix", "'nix' does not exist"), ("parot", "did you mean 'parrot'?"), ("bad", "bad.yaml:1:10")]
+)
+def test_a_default_model_that_is_not_there_is_told(folder, name, told):
+    (folder / "bad.yaml").write_text("backend: nonsense\n")
+    with serving(folder, "--default-model", name) as server:
+        (line,) = [line for line in server.log.read_text().splitlines() if "default_model cannot be served: " in line]
+        assert "WARNING" in line and told in line and "GET /v1" not in line
+        (folder / "parrot.yaml").write_text("backend: echo\ndescription: changed\n")
+        wait_until(lambda: "the models folder changed: 2 models, 1 broken" in server.log.read_text())
+        (folder / "bad.yaml").unlink()
+        (folder / "parrot.yaml").unlink()
+        wait_until(lambda: "the models folder changed: 1 model\n" in server.log.read_text())
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (
+            ["--host", "0.0.0.0"],
+            "listening on all interfaces without a key: only requests to 127.0.0.1, ::1, localhost are answered",
+        ),
+        (["--host", "0.0.0.0", "--allowed-host", "llm.example.org"], "127.0.0.1, ::1, llm.example.org, localhost are answered"),
+        (["--host", "0.0.0.0", "--api-key", "secret"], None),
+        ([], None),
+    ],
+)
+def test_all_interfaces_without_a_key_are_told(folder, flags, told):
+    with serving(folder, *flags) as server:
+        lines = [line for line in server.log.read_text().splitlines() if "WARNING" in line]
+    assert [told in line for line in lines] == [True] if told else not lines
+    assert not told or "--api-key" in lines[0]
 
 
 def test_settings_come_from_file_variables_and_flags(folder, tmp_path):
@@ -250,7 +286,13 @@ def test_settings_come_from_file_variables_and_flags(folder, tmp_path):
     [
         (["--port", "99999"], 2, "--port"),
         (["--port", "http"], 2, "--port"),
-        (["--log-level", "loud"], 2, "--log-level"),
+        (
+            ["--log-level", "loud"],
+            2,
+            "Invalid value for '--log-level': 'loud' is not one of 'debug', 'info', 'warning', 'error'.",
+        ),
+        (["--watch", "on"], 2, "'on' is not one of 'auto', 'poll', 'off'."),
+        (["--unknown-model", "any"], 2, "'any' is not one of 'error', 'default'."),
         (["--models-dir", "nowhere"], 1, "there is no models folder"),
         (["--config", "nowhere.yaml"], 2, "nowhere.yaml"),
         (["--config", "bad.yaml"], 1, "bad.yaml:1:1"),

@@ -141,6 +141,20 @@ def test_near_keys_are_suggested(key: str) -> None:
     assert "did you mean" in messages(loaded)[0] or "belongs" in messages(loaded)[0]
 
 
+def test_a_key_of_the_top_level_written_below_is_told_with_its_level() -> None:
+    for key, meant in (("gpu_layer", "gpu_layers"), ("n_ctx", "context_size"), ("cache_type", "cache_type_k or cache_type_v")):
+        loaded = parse(f"backend: echo\nparameters: {{{key}: 1}}\n")
+        assert messages(loaded)[0].endswith(f"did you mean {meant} (at the top level)?")
+    assert messages(parse("backend: echo\ngpu_layer: 1"))[0].endswith("did you mean gpu_layers?")
+
+
+def test_a_list_of_aliases_under_alias_is_told_once() -> None:
+    loaded = parse("parameters: {model: x.gguf}\nalias: [tale]\n")
+    (message,) = messages(loaded)
+    assert message.endswith("alias: expected text, found a list; did you mean aliases?")
+    assert not loaded.warnings
+
+
 WORDS = st.sampled_from([
     "name", "backend", "parameters", "model", ":", ": ", "\n", "\n  ", "\t", "- ", "[", "]", "{", "}", '"', "'", "\\'", "&a ",
     "*a", "<<: ", "!!str ", "!x ", "---\n", "# ", "|\n", "echo", "1e5", "yes", "~", "\x00", "é", "%", "@", "? ", "\ufeff",

@@ -118,3 +118,9 @@ def test_a_duration_or_size_that_is_none_is_told_the_form(tmp_path: Path, line: 
 def test_the_home_of_nobody() -> None:
     (problem,) = problems({"models_dir": "~nobody-of-this-name/models"})
     assert "--models-dir" in problem and "a path" in problem
+
+
+def test_api_key_means_the_list_not_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("api_key: secret\n")
+    assert problems({}, {}, file) == (f"{file}:1:1: api_key: unknown key; did you mean api_keys?",)

@@ -136,3 +136,43 @@ def test_far_fetched_names_are_not_suggested(tmp_path: Path) -> None:
     assert near_names("small", names) == ("small/ctx",)
     assert near_names("defautl", names) == ("default",)
     assert near_names("my-small/ctx-2", names) == ("small/ctx",)
+
+
+def refusal(name: str, names: Snapshot) -> str:
+    with pytest.raises((ModelNotFound, ModelBroken)) as caught:
+        resolve(name, names)
+    assert "To add it" not in caught.value.message
+    return caught.value.message
+
+
+@pytest.mark.parametrize("name", ["tale260K", "tale260K.gguf"])
+def test_weights_under_their_own_name_lead_to_the_model_that_a_yaml_makes_of_them(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tale260K.gguf").write_bytes(GGUF)
+    names = snapshot(tmp_path, story="parameters: {model: tale260K.gguf}")
+    assert refusal(name, names) == f"The model {name!r} does not exist; tale260K.gguf is served as 'story' (story.yaml)."
+    names = snapshot(tmp_path, other="parameters: {model: ./tale260K.gguf}")
+    assert "served as 'other' (other.yaml) and 'story' (story.yaml)." in refusal(name, names)
+
+
+def test_a_yaml_that_is_there_is_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = snapshot(
+        tmp_path, pocket="", story="name: pocket", named="name: calls-itself", bad="name: worse\nx: 1", off="disabled: true"
+    )
+    assert "story.yaml:2:1: name: the name 'pocket' is already taken by pocket.yaml" in refusal("story", names)
+    assert "bad.yaml:3:1: x: unknown key" in refusal("bad", names)
+    assert "named.yaml names its model 'calls-itself'." in refusal("named", names)
+    assert "'off' is disabled in off.yaml" in refusal("off.yaml", names)
+
+
+def test_weights_that_cannot_be_served_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trunc.gguf").write_bytes(b"GG")
+    (tmp_path / "void.gguf").write_bytes(b"")
+    names = snapshot(tmp_path, a="")
+    for name in ("trunc", "trunc.gguf"):
+        assert refusal(name, names).endswith("trunc.gguf is in no format that is known here")
+    assert "void.gguf is empty" in refusal("void", names)

@@ -41,7 +41,7 @@ from llmgallery.wire.frames import (
 )
 from llmgallery.worker.answers import Answers
 from llmgallery.worker.outbox import Outbox
-from llmgallery.worker.prepare import chat_tokens, prepare
+from llmgallery.worker.prepare import chat_tokens, check_tokens, prepare
 
 
 def serve(fd: int) -> None:
@@ -175,6 +175,7 @@ class Child:
                 case Tokenize(id, text, special, bos):
                     return Result(id, tokens=tuple(backend.tokenize(text, special=special, bos=bos)))
                 case Detokenize(id, tokens):
+                    check_tokens(tokens, self._loaded.vocab_size, "tokens")
                     return Result(id, text=backend.detokenize(tokens))
                 case Render(id, digest, request):
                     rendered, prompt = chat_tokens(request, self._configs[digest], backend, self._loaded)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -74,11 +74,16 @@ def completion_tokens(request: CompletionRequest, backend: Backend, loaded: Load
         tokens = backend.tokenize(request.prompt, special=True, bos=loaded.add_bos)
     else:
         tokens = list(request.prompt)
-        if strange := [token for token in tokens if not 0 <= token < loaded.vocab_size]:
-            raise InvalidField(f"token {strange[0]} is not in the vocabulary of {loaded.vocab_size} tokens", field="prompt")
+        check_tokens(tokens, loaded.vocab_size, "prompt")
     if not tokens:
         raise InvalidField("the prompt is empty", field="prompt")
     return tokens
+
+
+def check_tokens(tokens: Sequence[int], vocab_size: int, field: str) -> None:
+    """Token ids that came in `field` must be in the vocabulary: engines trust them."""
+    if strange := [token for token in tokens if not 0 <= token < vocab_size]:
+        raise InvalidField(f"token {strange[0]} is not in the vocabulary of {vocab_size} tokens", field=field)
 
 
 def check_bias(biases: Mapping[int, float], config: ModelConfig, vocab_size: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -23,22 +22,6 @@ REPO = "someone/model-GGUF"
 FILE = "sub/model.Q4_K_M.gguf"
 REF = HubReference(REPO, FILE)
 WEIGHTS = bytes(range(256)) * 1000
-
-
-async def no_pause(seconds: float) -> None:
-    await asyncio.sleep(0)
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-async def ours(hub: LoopbackHub, cache: Path) -> AsyncIterator[Hub]:
-    mine = Hub(HubSettings(hub.url, cache), sleep=no_pause)
-    yield mine
-    await mine.aclose()
 
 
 def everything(folder: Path, pattern: str = "*") -> list[Path]:

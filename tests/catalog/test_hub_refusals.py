@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -21,22 +19,6 @@ REPO = "someone/model-GGUF"
 FILE = "sub/model.Q4_K_M.gguf"
 REF = HubReference(REPO, FILE)
 WEIGHTS = bytes(range(256)) * 100
-
-
-async def no_pause(seconds: float) -> None:
-    await asyncio.sleep(0)
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-async def ours(hub: LoopbackHub, cache: Path) -> AsyncIterator[Hub]:
-    mine = Hub(HubSettings(hub.url, cache), sleep=no_pause)
-    yield mine
-    await mine.aclose()
 
 
 # Refusals
@@ -69,7 +51,7 @@ async def test_missing_repo_and_revision(hub: LoopbackHub, ours: Hub):
 @pytest.mark.parametrize("token", [None, "hf_other"])
 async def test_gated_repo(hub: LoopbackHub, cache: Path, token: str | None):
     hub.add(REPO, FILE, WEIGHTS, gated=True)
-    ours = Hub(HubSettings(hub.url, cache, token=token), sleep=no_pause)
+    ours = Hub(HubSettings(hub.url, cache, token=token))
     with pytest.raises(HubGated) as caught:
         await ours.ensure(REF)
     await ours.aclose()

@@ -12,6 +12,7 @@ from llmgallery.catalog.index import Entry, Snapshot
 from llmgallery.catalog.registry import Registry
 from llmgallery.config.outside import Outside
 
+POCKET = paths.builtin("models") / "pocket-f16.gguf"
 GGUF = b"GGUF\x03\x00\x00\x00" + bytes(16)
 
 
@@ -402,3 +403,21 @@ def test_a_context_beyond_the_weights_training_is_warned_of(tmp_path: Path) -> N
     assert warning.message == "4096 is more than the 1024 tokens that the weights were trained for"
     assert not any(after.entries[name].warnings for name in "bcd")
     assert found.refresh().entries["a"] is after.entries["a"]
+
+
+def test_entries_of_every_kind_are_current_until_their_files_change(tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text("{{ messages }}")
+    write(tmp_path, plain="", templated="template: {chat_template_file: chat.jinja}")
+    (tmp_path / "hub.yaml").write_text("parameters: {model: owner/repo}\n")
+    (tmp_path / "loose.gguf").write_bytes(POCKET.read_bytes())
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "only.gguf").write_bytes(POCKET.read_bytes())
+    ours = registry(tmp_path)
+    entries = ours.read().entries
+    assert set(entries) == {"plain", "templated", "hub", "loose", "folder"}
+    assert [name for name, entry in entries.items() if not ours.is_current(entry)] == []
+    (tmp_path / "chat.jinja").write_text("{{ messages[0] }}")
+    (tmp_path / "plain.yaml").unlink()
+    assert [name for name, entry in entries.items() if not ours.is_current(entry)] == ["plain", "templated"]
+    ours.refresh()
+    assert all(ours.is_current(entry) for entry in ours.snapshot.entries.values())

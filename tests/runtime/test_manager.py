@@ -12,7 +12,7 @@ import pytest
 
 from llmgallery.catalog.index import Entry
 from llmgallery.config.model import ModelConfig
-from llmgallery.core.errors import BackendMissing, ContextExceeded, LoadError, Overloaded, WorkerDied
+from llmgallery.core.errors import BackendMissing, ContextExceeded, InvalidField, LoadError, Overloaded, WorkerDied
 from llmgallery.core.events import Done, Progress, TextDelta
 from llmgallery.core.messages import say
 from llmgallery.core.requests import ChatRequest
@@ -192,6 +192,32 @@ async def test_cancel_frees_the_slot_at_once(tmp_path) -> None:
         *deltas, done = [event async for event in second]
         assert "".join(delta.text for delta in deltas) == "second"
         assert handle.open_answers == 0
+
+
+async def test_a_request_that_is_withdrawn_before_it_is_rendered_ends_as_cancelled(tmp_path) -> None:
+    who = entry(options={"gate": str(tmp_path / "never")})
+    async with running(tmp_path) as manager, manager.lease(who) as lease:
+        handle = await lease.handle()
+        answers = [handle.submit(chat(f"{i}"), who.config) for i in range(20)]
+        for answer in answers:
+            answer.cancel()
+        for answer in answers:
+            assert [event.reason async for event in answer] == ["cancelled"]
+        assert handle.open_answers == 0
+
+
+async def test_a_worker_renders_and_tokenises_without_generating(tmp_path) -> None:
+    who = entry(system_prompt="be brief")
+    async with running(tmp_path) as manager, manager.lease(who) as lease:
+        handle = await lease.handle()
+        prompt, tokens = await handle.render(chat("hé"), who.config)
+        assert "be brief" in prompt and "hé" in prompt
+        assert await handle.tokenize(prompt, special=True) == tokens
+        assert await handle.detokenize(await handle.tokenize("hé😀")) == "hé😀"
+        with pytest.raises(InvalidField, match="vocabulary"):
+            await handle.detokenize([1 << 20])
+    with pytest.raises(Overloaded, match="shutting down"):
+        await handle.tokenize("too late")
 
 
 async def test_a_load_that_fails_says_why_and_is_tried_again_later_and_later(tmp_path) -> None:

@@ -49,7 +49,7 @@ class Stack:
     async def follow(self, stop: asyncio.Event) -> None:
         """Tells the gallery what changes in the folder, until `stop` is set."""
         if self.settings.watch != "off":
-            await watch(self.registry, self._changed, stop, mode=self.settings.watch)
+            await watch(self.registry, self.changed, stop, mode=self.settings.watch)
 
     async def close(self) -> None:
         """Ends workers and downloads."""
@@ -58,7 +58,8 @@ class Stack:
         if self.scratch is not None:
             self.scratch.cleanup()
 
-    def _changed(self, snapshot: Snapshot) -> None:
+    def changed(self, snapshot: Snapshot) -> None:
+        """Says what is new, also what cannot be served, and lets go of what nobody wants."""
         broken = f", {len(snapshot.broken)} broken" if snapshot.broken else ""
         log.info("the models folder changed: %s%s", counted(len(snapshot.entries), "model"), broken)
         report_problems(snapshot)
@@ -99,7 +100,9 @@ def build(settings: Settings, path: Path | None = None) -> Stack:
         keep_alive=settings.keep_alive,
     )
     registry = folder_registry(settings, first)
-    return Stack(settings, registry, hub, Gallery(settings, registry, manager), scratch)
+    stack = Stack(settings, registry, hub, Gallery(settings, registry, manager), scratch)
+    stack.gallery.on_change = stack.changed
+    return stack
 
 
 def models_dir(settings: Settings) -> Path:

@@ -168,7 +168,8 @@ class ModelConfig(Section, frozen=True):
     parameters: Annotated[Parameters, Meta(description="the weights and the sampling defaults")] = Parameters()
 
     context_size: Annotated[
-        Annotated[int, Meta(ge=1)] | None, Meta(description="tokens that prompt and answer may take; else what the model has")
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="tokens of prompt and answer; else the model's own, or what memory holds"),
     ] = None
     parallel: Annotated[Annotated[int, Meta(ge=1, le=256)] | None, Meta(description="requests decoded together")] = None
     gpu_layers: Annotated[Annotated[int, Meta(ge=-1)] | None, Meta(description="layers on the GPU; -1 = all")] = None

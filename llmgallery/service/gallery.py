@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import msgspec
 
@@ -58,6 +59,8 @@ class Gallery:
         self._reading: asyncio.Task[Snapshot] | None = None
         self._running: Counter[str] = Counter()
         self._looked = -LOOK_SECONDS
+        self.on_change: Callable[[Snapshot], None] = self.folder_changed
+        """Told when a request finds the folder changed, as the watcher tells it otherwise."""
 
     async def start(self) -> None:
         """Begins to read the folder and to unload idle models."""
@@ -123,9 +126,11 @@ class Gallery:
 
     async def _look(self) -> Snapshot:
         """The folder as it is this moment."""
+        before = self.registry.snapshot
         snapshot = await asyncio.to_thread(self.registry.refresh)
         self._looked = time.monotonic()
-        self.folder_changed(snapshot)
+        if snapshot != before:
+            self.on_change(snapshot)
         return snapshot
 
     async def generate(self, ask: Ask) -> Generation:

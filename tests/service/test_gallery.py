@@ -220,7 +220,9 @@ async def test_a_new_file_counts_at_the_next_request_before_the_watcher_tells(un
     assert (await unwatched.gallery.entry("fresh")).backend == "echo"
 
 
-async def test_an_edited_file_counts_at_the_next_request_before_the_watcher_tells(unwatched: Folder) -> None:
+async def test_an_edited_file_counts_at_the_next_request_before_the_watcher_tells(
+    unwatched: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
     file = unwatched.path / "edited.yaml"
     file.write_text("backend: echo\nsystem_prompt: before\n")
     assert (await unwatched.gallery.entry("edited")).config.system_prompt == "before"
@@ -229,7 +231,7 @@ async def test_an_edited_file_counts_at_the_next_request_before_the_watcher_tell
     file.write_text("backend: [\n")
     with pytest.raises(ModelBroken):
         await unwatched.gallery.entry("edited")
-    file.unlink()
+    assert [record.message for record in caplog.records if "not served" in record.message] != []
 
 
 async def test_a_deleted_file_counts_at_the_next_request(unwatched: Folder) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
@@ -40,6 +41,9 @@ UNFINISHED = (
 WEIGHTS_SUFFIXES = (".gguf.bin", ".gguf", ".bin")
 
 Signature = tuple[int, ...]
+
+TICK_NS = 50_000_000
+"""File systems tell times in steps: two changes within one look like one."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class Registry:
         )
         self._loud = frozenset(folder.absolute() for folder in loud)
         self._reads: dict[Path, _Read] = {}
+        self._looks: dict[Path, Signature] = {}
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
 
@@ -114,6 +119,13 @@ class Registry:
             return False
         return all(_signature(path) == then for path, then in [(entry.path, read.signature), *read.depends])
 
+    def may_have_news(self) -> bool:
+        """Something was added to a folder, or taken away, or a broken file was touched, since the last reading. A few stats."""
+        if self._snapshot is None or {folder: _signature(folder) for folder in self.folders} != self._looks:
+            return True
+        paths = [broken.path for broken in self._snapshot.broken.values()]
+        return any(path in self._reads and self._reads[path].signature != _signature(path) for path in paths)
+
     def read(self) -> Snapshot:
         """Read everything that is not known yet."""
         return self.refresh()
@@ -122,7 +134,11 @@ class Registry:
         """Read what changed since the last time, and `paths` in any case; swap the snapshot and return it."""
         forced = {path.absolute() for path in paths or ()}
         with self._lock:
+            looks = {folder: _signature(folder) for folder in self.folders}
+            begun = time.time_ns()
             scan = self._scan()
+            # A folder that has only just changed may change again without its time telling: it is not trusted.
+            self._looks = {folder: look for folder, look in looks.items() if not look or look[0] < begun - TICK_NS}
             reads = {path: self._current(path, signature, forced) for path, signature in scan.yamls}
             taken = _referenced(reads.values())
             for path, signature in scan.weights:

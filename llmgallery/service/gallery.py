@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -22,7 +21,6 @@ from llmgallery.service.generation import Generation
 from llmgallery.service.names import resolve
 
 MOST_ANSWERS = 512
-LOOK_SECONDS = 1.0
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -58,7 +56,6 @@ class Gallery:
         self.metrics.watch(manager.states, lambda: manager.restarts, lambda: manager.evictions)
         self._reading: asyncio.Task[Snapshot] | None = None
         self._running: Counter[str] = Counter()
-        self._looked = -LOOK_SECONDS
         self.on_change: Callable[[Snapshot], None] = self.folder_changed
         """Told when a request finds the folder changed, as the watcher tells it otherwise."""
 
@@ -101,14 +98,14 @@ class Gallery:
     async def entry(self, name: str | None, token: str | None = None) -> Entry:
         """What a request's model name means. Raises ModelNotFound, ModelBroken.
 
-        Nobody has to wait for the watcher: a file that changed since it was read is read again, and for a name that is
-        unknown or broken the folder is looked at once more, at most every LOOK_SECONDS.
+        Nobody has to wait for the watcher: a file that changed since it was read is read again, and so is a folder that
+        changed when the name is unknown or broken.
         """
         snapshot = await self.snapshot()
         try:
             entry = self._resolve(snapshot, name, token)
         except (ModelNotFound, ModelBroken):
-            if self.settings.watch == "off" or time.monotonic() - self._looked < LOOK_SECONDS:
+            if self.settings.watch == "off" or not await asyncio.to_thread(self.registry.may_have_news):
                 raise
             return self._resolve(await self._look(), name, token)
         if self.settings.watch == "off" or await asyncio.to_thread(self.registry.is_current, entry):
@@ -128,7 +125,6 @@ class Gallery:
         """The folder as it is this moment."""
         before = self.registry.snapshot
         snapshot = await asyncio.to_thread(self.registry.refresh)
-        self._looked = time.monotonic()
         if snapshot != before:
             self.on_change(snapshot)
         return snapshot

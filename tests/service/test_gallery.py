@@ -244,13 +244,30 @@ async def test_a_deleted_file_counts_at_the_next_request(unwatched: Folder) -> N
 
 
 async def test_unknown_names_do_not_make_it_read_the_folder_all_the_time(unwatched: Folder) -> None:
-    with pytest.raises(ModelNotFound):
-        await unwatched.gallery.entry("nobody")
+    os.utime(unwatched.path, (1, 1))  # it has not changed for long
+    unwatched.stack.registry.refresh()
     snapshot = unwatched.stack.registry.snapshot
     for _ in range(5):
         with pytest.raises(ModelNotFound):
             await unwatched.gallery.entry("nobody")
     assert unwatched.stack.registry.snapshot is snapshot
+
+
+async def test_a_new_file_is_found_right_after_a_name_that_was_unknown(unwatched: Folder) -> None:
+    for name in ("one", "two", "three"):
+        with pytest.raises(ModelNotFound):
+            await unwatched.gallery.entry(name)
+        (unwatched.path / f"{name}.yaml").write_text("backend: echo\n")
+        assert (await unwatched.gallery.entry(name)).name == name
+
+
+async def test_a_broken_file_that_is_mended_counts_at_the_next_request(unwatched: Folder) -> None:
+    file = unwatched.path / "mended.yaml"
+    file.write_text("backend: [\n")
+    with pytest.raises(ModelBroken):
+        await unwatched.gallery.entry("mended")
+    file.write_text("backend: echo\n")
+    assert (await unwatched.gallery.entry("mended")).backend == "echo"
 
 
 async def test_a_folder_that_is_not_watched_is_read_once(folder: Folder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -19,24 +20,61 @@ class Usage(msgspec.Struct, frozen=True):
     cached_tokens: int = 0
 
 
+class Alternative(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A token that could stand at a place, and its log probability."""
+
+    token: int
+    piece: bytes
+    logprob: float
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A token of a text, and how likely it was: the natural logarithm of the softmax over the whole vocabulary, as the model
+    gave it, before any sampler, bias or constraint.
+
+    `piece`: the token's bytes; a control token's as the vocabulary writes it. `logprob`: None for the first token of a
+    prompt, which nothing precedes. `top`: the likeliest tokens of this place, best first, as many as were asked for.
+    """
+
+    token: int
+    piece: bytes
+    logprob: float | None
+    top: tuple[Alternative, ...] = ()
+
+
 class TextDelta(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):
-    """More text of the answer: whole characters, never part of a stop sequence."""
+    """More text of the answer: whole characters, never part of a stop sequence. `logprobs`, if asked for: of the tokens
+    whose text has come, each once; a token whose characters are not whole yet comes with the delta that completes them.
+    `offsets`: for each of them, the character of the whole text, echo included, in which it begins."""
 
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    offsets: tuple[int, ...] = ()
     extra: dict[str, Any] = {}
 
 
 class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
-    """The end. `error` is set when reason is "error"; `stop` is the stop string that matched, if one did."""
+    """The end. `error` is set when reason is "error"; `stop` is the stop string that matched, if one did.
+    `mean_logprob`: of the tokens of the answer, without echo and end token, if log probabilities were asked for and any came."""
 
     reason: Reason
     usage: Usage = Usage()
     error: ErrorInfo | None = None
     stop: str | None = None
+    mean_logprob: float | None = None
     extra: dict[str, Any] = {}
 
 
 Event = TextDelta | Done
+
+
+def joined(deltas: Sequence[TextDelta]) -> TextDelta:
+    """Adjacent deltas, none of which has `extra`, as one."""
+    return TextDelta(
+        "".join(delta.text for delta in deltas),
+        tuple(entry for delta in deltas for entry in delta.logprobs),
+        tuple(offset for delta in deltas for offset in delta.offsets),
+    )
 
 
 class Progress(msgspec.Struct, frozen=True):

@@ -1,9 +1,11 @@
 """Who asked wins; who did not ask changes nothing."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmgallery.core.sampling import DEFAULTS, Sampling
+from llmgallery.core.errors import InvalidField
+from llmgallery.core.sampling import DEFAULTS, SAMPLERS, Sampling, sampler_order
 
 SAMPLINGS = st.builds(
     Sampling,
@@ -39,3 +41,32 @@ def test_zero_and_false_are_values() -> None:
 def test_the_defaults_leave_what_only_a_request_can_know() -> None:
     assert DEFAULTS.seed is None
     assert DEFAULTS.max_tokens is None
+
+
+def test_samplers_go_by_llama_cpp_s_names_aliases_and_letters() -> None:
+    everything = tuple(SAMPLERS)
+    assert sampler_order(everything) == everything == DEFAULTS.samplers
+    assert sampler_order("edskypmxt") == everything
+    assert sampler_order(["top-k", "topp", "MinP", "typ", "typical", "temp", "nucleus", " top_n_sigma ", "xtc", "dry"]) == (
+        *("top_k", "top_p", "min_p", "typ_p", "typ_p", "temperature", "top_p", "top_n_sigma", "xtc", "dry"),
+    )
+    assert sampler_order("top_k;temperature;top_k") == ("top_k", "temperature", "top_k")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        (["magic"], "'magic'; the names are penalties, dry"),
+        (["tfs_z"], "removed tail-free sampling"),
+        (["infill"], "this version does not"),
+        ("top_k", "no letter 'o'; a text is one letter for each sampler"),
+        ("top_k;x" * 2, "'xtop_k'"),
+        ([], "expected at least one of penalties"),
+        ("", "expected at least one of penalties"),
+        ("kpkkk", "top_k more than 3 times"),
+    ],
+)
+def test_unknown_samplers_are_named(wanted: str | list[str], said: str) -> None:
+    with pytest.raises(InvalidField, match=said) as caught:
+        sampler_order(wanted)
+    assert caught.value.field == "samplers"

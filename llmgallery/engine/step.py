@@ -1,22 +1,18 @@
-"""The engine's loop, in a thread of its own: schedule, decode, postprocess."""
+"""The engine: a batcher in a thread of its own, between those who ask and the one who is told."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
-from llmgallery.core.errors import GalleryError, WorkerDied
+from llmgallery.core.errors import WorkerDied
 from llmgallery.core.jobs import Job, Output, StepStats
-from llmgallery.core.sampling import DEFAULTS
-from llmgallery.engine.detok import Utf8Stream
+from llmgallery.engine.batcher import Batcher
+from llmgallery.engine.growth import Finish
+from llmgallery.engine.pace import SLOWDOWN
 from llmgallery.engine.runner import Runner
-from llmgallery.engine.scheduler import Plan, Scheduler
-from llmgallery.engine.sequence import Sequence
-
-Finish = Literal["stop", "length", "cancelled", "error"]
 
 
 class Sink(Protocol):
@@ -40,15 +36,17 @@ class Engine:
 
     Every submitted job gets exactly one Output with `finish`. A cancel acts before the next decode. Jobs that are open
     when the engine closes end as cancelled; when the runner breaks, as errors, and then `fatal` is told.
+
+    `slots`: how many sequences run at once. `budget`: most tokens of one decode. `slowdown`: how many times longer than
+    without prompts a step may take, while answers are streamed, for prompts to be computed beside them.
     """
 
-    def __init__(self, runner: Runner, sink: Sink, *, slots: int, budget: int, context_size: int) -> None:
+    def __init__(
+        self, runner: Runner, sink: Sink, *, slots: int, budget: int, context_size: int, slowdown: float = SLOWDOWN
+    ) -> None:
         self._runner = runner
         self._sink = sink
-        self._context_size = context_size
-        self._scheduler = Scheduler(slots, budget)
-        self._texts: dict[int, Utf8Stream] = {}
-        self._steps = 0
+        self._batcher = Batcher(runner, slots=slots, budget=budget, context_size=context_size, slowdown=slowdown)
         self._inbox = _Inbox()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -89,102 +87,34 @@ class Engine:
             self._report(self._end_all("cancelled"))
 
     def _step(self) -> None:
-        self._report([*self._end_withdrawn(), *self._begin_admitted()])
-        plan = self._scheduler.plan()
-        if not plan.chunks:
+        """What was told before the decode may have made somebody cancel: that acts before it, too."""
+        self._report(self._batcher.schedule())
+        if self._inbox.withdrawn:
             return
-        try:
-            sampled = self._runner.decode(plan)
-        except GalleryError as exc:
-            self._report([self._end(chunk.id, "error", exc.message) for chunk in plan.chunks])
-            return
-        if sampled is None:
-            return
-        self._steps += 1
-        outputs = self._postprocess(plan, sampled)
-        self._sink.step(outputs, self._stats(len(plan.chunks), plan.num_tokens))
+        if (done := self._batcher.step()) is not None:
+            self._sink.step(*done)
 
     def _wait_for_work(self) -> bool:
         """Take in what other threads asked for; blocks while there is nothing to do. False = the engine is closed."""
         with self._changed:
-            while not (self._inbox.closed or self._inbox.jobs or self._scheduler.has_work()):
+            while not (self._inbox.closed or self._inbox.jobs or self._batcher.has_work()):
                 self._inbox.withdrawn.clear()
                 self._changed.wait()
             if self._inbox.closed:
                 return False
             jobs, self._inbox.jobs = self._inbox.jobs, []
-        for job in jobs:
-            self._scheduler.add(self._sequence(job))
-            self._texts[job.id] = Utf8Stream()
-        return True
-
-    def _sequence(self, job: Job) -> Sequence:
-        sampling = job.sampling.over(DEFAULTS)
-        room = self._context_size - len(job.prompt)
-        limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
-        return Sequence(job.id, tuple(job.prompt), limit, sampling)
-
-    def _end_withdrawn(self) -> list[Output]:
-        with self._changed:
             withdrawn, self._inbox.withdrawn = self._inbox.withdrawn, set()
-            # A job may have been submitted and withdrawn since _wait_for_work.
-            late = {job.id for job in self._inbox.jobs} & withdrawn
-            self._inbox.withdrawn |= late
-        return [self._end(id, "cancelled") for id in sorted(withdrawn - late) if self._scheduler.find(id)]
-
-    def _begin_admitted(self) -> list[Output]:
-        """Those who got a slot, and cannot go on: nothing may be generated, or the runner refuses."""
-        outputs = []
-        for sequence in self._scheduler.admit():
-            if sequence.is_full:
-                outputs.append(self._finished(sequence, "length"))
-                continue
-            try:
-                self._runner.begin(sequence)
-            except GalleryError as exc:
-                outputs.append(self._finished(sequence, "error", exc.message))
-        return outputs
-
-    def _postprocess(self, plan: Plan, sampled: Mapping[int, int]) -> list[Output]:
-        self._scheduler.advance(plan)
-        return [self._grow(chunk.id, sampled[chunk.id]) for chunk in plan.chunks if chunk.samples]
-
-    def _grow(self, id: int, token: int) -> Output:
-        sequence = self._found(id)
-        sequence.generated.append(token)
-        if self._runner.is_end(token):
-            return self._end(id, "stop")
-        text = self._texts[id].feed(self._runner.piece(token))
-        if sequence.is_full:
-            return self._end(id, "length", text=text, tokens=(token,))
-        return Output(id, text, (token,), usage=sequence.usage)
-
-    def _end(self, id: int, finish: Finish, message: str = "", text: str = "", tokens: tuple[int, ...] = ()) -> Output:
-        sequence = self._found(id)
-        if sequence.slot is not None:
-            self._runner.end(sequence)
-        return self._finished(sequence, finish, message, text, tokens)
-
-    def _finished(
-        self, sequence: Sequence, finish: Finish, message: str = "", text: str = "", tokens: tuple[int, ...] = ()
-    ) -> Output:
-        self._scheduler.finish(sequence)
-        text += self._texts.pop(sequence.id).flush()
-        return Output(sequence.id, text, tokens, finish, sequence.usage, message)
-
-    def _found(self, id: int) -> Sequence:
-        sequence = self._scheduler.find(id)
-        if sequence is None:
-            raise AssertionError(f"no sequence {id}")
-        return sequence
+        for job in jobs:
+            self._batcher.add(job)
+        if withdrawn:
+            self._report([output for id in sorted(withdrawn) for output in self._batcher.withdraw(id)])
+        return True
 
     def _end_all(self, finish: Finish, message: str = "") -> list[Output]:
         with self._changed:
             self._inbox.closed = True
             jobs, self._inbox.jobs = self._inbox.jobs, []
-        open_ = [self._found(id) for id in list(self._texts)]
-        outputs = [self._finished(sequence, finish, message) for sequence in open_]
-        return outputs + [Output(job.id, finish=finish, message=message) for job in jobs]
+        return self._batcher.drop_all(finish, message) + [Output(job.id, finish=finish, message=message) for job in jobs]
 
     def _break(self, error: Exception) -> None:
         try:
@@ -192,10 +122,7 @@ class Engine:
         finally:
             self._sink.fatal(error)
 
-    def _report(self, outputs: Iterable[Output]) -> None:
+    def _report(self, outputs: list[Output]) -> None:
         """Outputs that no decode made."""
-        if listed := list(outputs):
-            self._sink.step(listed, self._stats(0, 0))
-
-    def _stats(self, sequences: int, tokens: int) -> StepStats:
-        return StepStats(self._steps, sequences, tokens, self._scheduler.num_waiting)
+        if outputs:
+            self._sink.step(outputs, self._batcher.stats())

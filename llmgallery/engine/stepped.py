@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmgallery.core.errors import LoadError
 from llmgallery.core.jobs import Job
+from llmgallery.engine.pace import SLOWDOWN
 from llmgallery.engine.runner import Runner
 from llmgallery.engine.step import Engine, Sink
 
@@ -13,8 +14,10 @@ class SteppedBackend:
 
     _engine: Engine | None = None
 
-    def _start(self, runner: Runner, sink: Sink, *, slots: int, budget: int, context_size: int) -> None:
-        self._engine = Engine(runner, sink, slots=slots, budget=budget, context_size=context_size)
+    def _start(
+        self, runner: Runner, sink: Sink, *, slots: int, budget: int, context_size: int, stream_slowdown: float = SLOWDOWN
+    ) -> None:
+        self._engine = Engine(runner, sink, slots=slots, budget=budget, context_size=context_size, slowdown=stream_slowdown)
         self._engine.start()
 
     def submit(self, job: Job) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Items
 from contextlib import contextmanager
 
 import pytest
+from caching_runner import Steering
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +17,7 @@ from llmgallery.core.errors import GalleryError, InvalidField, WorkerDied
 from llmgallery.core.events import Usage
 from llmgallery.core.jobs import Job, Output, StepStats
 from llmgallery.core.sampling import Sampling
-from llmgallery.engine.scheduler import Plan
+from llmgallery.engine.plan import Plan, Sampled
 from llmgallery.engine.sequence import Sequence
 from llmgallery.engine.step import Engine
 
@@ -25,6 +27,9 @@ SECONDS = 10
 
 class Counting:
     """A runner that counts: after a prompt ending in n come the letters n-1, n-2, ..., then END."""
+
+    can_truncate = True
+    copy_cost = 0
 
     def __init__(self) -> None:
         self.open: dict[int, int] = {}
@@ -39,17 +44,28 @@ class Counting:
         assert sequence.slot is not None and sequence.slot not in self.open.values()
         self.open[sequence.id] = sequence.slot
 
-    def decode(self, plan: Plan) -> Mapping[int, int] | None:
+    def keep(self, slot: int, length: int, source: int | None = None) -> int:
+        return 0
+
+    def decode(self, plan: Plan, sequences: Mapping[int, Sequence]) -> Mapping[int, Sampled] | None:
         self.plans.append(plan)
         if not self.on_decode(plan):
             return None
-        return {chunk.id: max(END, chunk.tokens[-1] - 1) for chunk in plan.chunks if chunk.samples}
+        return {chunk.id: Sampled((max(END, chunk.tokens[-1] - 1),)) for chunk in plan.chunks if chunk.samples}
+
+    def accept(self, sequence: Sequence, tokens: Items[int]) -> None:
+        """It has no sampler."""
+
+    def draft(self, sequences: Items[Sequence], most: int) -> Mapping[int, tuple[int, ...]]:
+        return {}
 
     def end(self, sequence: Sequence) -> None:
         assert self.open.pop(sequence.id) == sequence.slot
 
     def piece(self, token: int) -> bytes:
         return b"%c" % (96 + token) if token < 27 else b"\xc3"
+
+    written = piece
 
     def is_end(self, token: int) -> bool:
         return token == END
@@ -170,6 +186,15 @@ def test_a_cancel_within_a_step_acts_before_the_next_decode():
         made.submit(job(2, 3))
         listener.wait_for_end(2)
         assert listener.text(2) == "ba"
+
+
+def test_a_cancel_of_what_was_forced_at_the_beginning_comes_before_any_decode():
+    with engine() as (made, runner, listener):
+        listener.on_step = lambda outputs: made.cancel(1)
+        made.submit(Job(1, (9, 5), Sampling(), constraint=Steering(1, (0,))))
+        listener.wait_for_end(1)
+        assert listener.text(1) == "bcdefg" and listener.finishes(1) == ["cancelled"]
+        assert runner.plans == [] and runner.open == {}
 
 
 def test_a_waiting_job_can_be_cancelled_and_a_finished_or_unknown_one_is_no_matter():

@@ -104,8 +104,9 @@ class ParentChannel:
             return None
 
     def send(self, frame: Command) -> None:
-        """Queues the frame; never waits for the child to read it."""
-        self._writer.write(encode(frame))
+        """Queues the frame; never waits for the child to read it. To a child that is gone (see `receive`) nothing goes."""
+        if not self._writer.is_closing():  # asyncio passes over a write then, uvloop raises RuntimeError
+            self._writer.write(encode(frame))
 
     def close(self) -> None:
         self._writer.close()

@@ -7,9 +7,9 @@ import msgspec
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import ErrorInfo
 from llmgallery.core.events import Event
-from llmgallery.core.requests import ChatRequest, CompletionRequest
+from llmgallery.core.requests import ChatRequest, CompletionRequest, EmbedRequest, RerankRequest
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_FRAME = 64 * 1024 * 1024
 
 
@@ -18,11 +18,14 @@ class Frame(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
 
 class Load(Frame, frozen=True):
-    """Load this model from these files (first = the weights, or their first part). Answered by Progress..., Ready or Fatal."""
+    """Load this model from these files (first = the weights, or their first part), with these LoRA adapters and the files of
+    this draft model. Answered by Loading..., Ready or Fatal."""
 
     config: ModelConfig
     backend: str
     files: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
+    draft: tuple[str, ...] = ()
 
 
 class Configure(Frame, frozen=True):
@@ -42,8 +45,24 @@ class Submit(Frame, frozen=True):
     coalesce: bool = False
 
 
+class Embed(Frame, frozen=True):
+    """Vectors for these inputs; answered by Accepted once the backend is given it, and by one Vectors, which may carry an
+    error."""
+
+    id: int
+    request: EmbedRequest
+
+
+class Rerank(Frame, frozen=True):
+    """Scores for these documents; answered as an Embed, with vectors of one number."""
+
+    id: int
+    request: RerankRequest
+
+
 class Cancel(Frame, frozen=True):
-    """End it: its Done comes with reason cancelled, unless another is on its way already."""
+    """End it: its Done comes with reason cancelled, unless another is on its way already; an Embed's or Rerank's Vectors comes
+    with a Cancelled error."""
 
     id: int
 
@@ -76,7 +95,7 @@ class Stop(Frame, frozen=True):
     """Finish nothing, free everything, exit 0."""
 
 
-Command = Load | Configure | Submit | Cancel | Tokenize | Detokenize | Render | Stop
+Command = Load | Configure | Submit | Embed | Rerank | Cancel | Tokenize | Detokenize | Render | Stop
 
 
 class Hello(Frame, frozen=True):
@@ -104,10 +123,12 @@ class Ready(Frame, frozen=True):
 
 
 class Accepted(Frame, frozen=True):
-    """The request is rendered, fits, and is queued."""
+    """The request is rendered, fits, and is queued. Of an Embed or Rerank the tokens are not counted yet.
+    `warnings`: what is ignored of it, as the model's `on_unsupported` says."""
 
     id: int
-    prompt_tokens: int
+    prompt_tokens: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 class Rejected(Frame, frozen=True):
@@ -132,15 +153,26 @@ class Result(Frame, frozen=True):
     error: ErrorInfo | None = None
 
 
+class Vectors(Frame, frozen=True):
+    """Answer to Embed and Rerank: one vector for each input, little-endian float32."""
+
+    id: int
+    vectors: tuple[bytes, ...] = ()
+    prompt_tokens: int = 0
+    error: ErrorInfo | None = None
+
+
 class Stats(Frame, frozen=True):
     """After steps: the step counter, sequences in the last decode, most sequences in one decode since the start,
-    jobs waiting, tokens computed since the start."""
+    jobs waiting, tokens computed since the start; of these guesses, and of these again those that were met."""
 
     step: int
     sequences: int
     most_sequences: int
     waiting: int
     tokens: int
+    guessed: int = 0
+    met: int = 0
 
 
 class Fatal(Frame, frozen=True):
@@ -149,4 +181,4 @@ class Fatal(Frame, frozen=True):
     error: ErrorInfo
 
 
-Report = Hello | Loading | Ready | Accepted | Rejected | Events | Result | Stats | Fatal
+Report = Hello | Loading | Ready | Accepted | Rejected | Events | Result | Vectors | Stats | Fatal

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-from llmgallery.backends.base import Emit, Loaded
+from llmgallery.backends.base import EmbedJob, Emit, Files, Loaded, RerankJob
 from llmgallery.backends.echo import vocab
+from llmgallery.backends.echo.pooled import SIZE, EchoPool
 from llmgallery.backends.echo.spec import EchoOptions
 from llmgallery.config.model import ModelConfig
-from llmgallery.core.errors import LoadError
-from llmgallery.engine.scheduler import Plan
+from llmgallery.core.errors import LoadError, UnsupportedField
+from llmgallery.engine.plan import Chunk, Plan, Sampled
 from llmgallery.engine.sequence import Sequence as Answering
 from llmgallery.engine.stepped import SteppedBackend
 
@@ -45,6 +46,9 @@ class _Reply:
 class EchoRunner:
     """Waits and dies as its options say, and samples what was said."""
 
+    can_truncate = True
+    copy_cost = 0
+
     def __init__(self, options: EchoOptions) -> None:
         self._options = options
         self._replies: dict[int, _Reply] = {}
@@ -59,20 +63,42 @@ class EchoRunner:
         doomed = options.crash_on is not None and options.crash_on in vocab.detokenize(sequence.prompt)
         self._replies[sequence.id] = _Reply(tokens, doomed, bool(sequence.sampling.ignore_eos))
 
-    def decode(self, plan: Plan) -> Mapping[int, int] | None:
+    def keep(self, slot: int, length: int, source: int | None = None) -> int:
+        return length  # whatever is asked for: echo looks at the prompt itself, and computes nothing
+
+    def accept(self, sequence: Answering, tokens: Sequence[int]) -> None:
+        self._replies[sequence.id].given += len(tokens)
+
+    def draft(self, sequences: Sequence[Answering], most: int) -> Mapping[int, tuple[int, ...]]:
+        return {}
+
+    def decode(self, plan: Plan, sequences: Mapping[int, Answering]) -> Mapping[int, Sampled] | None:
         if not (self._pass_gate(plan) and self._pass_delay()):
             return None
         for chunk in plan.chunks:
             reply = self._replies[chunk.id]
             if reply.doomed and reply.given >= self._options.crash_after:
                 signal.pthread_kill(threading.get_ident(), signal.Signals[self._options.crash_signal])
-        return {chunk.id: self._replies[chunk.id].next() for chunk in plan.chunks if chunk.samples}
+        return {chunk.id: self._sampled(chunk, sequences[chunk.id]) for chunk in plan.chunks if chunk.samples or chunk.scores}
+
+    def _sampled(self, chunk: Chunk, sequence: Answering) -> Sampled:
+        tokens = (self._replies[chunk.id].next(),) if chunk.samples else ()
+        start = chunk.position + 1
+        scored = sequence.prompt[start : start + len(chunk.tokens)] if chunk.scores else ()
+        if sequence.logprobs is None:
+            return Sampled(tokens)
+        seed, top = sequence.sampling.seed or 0, sequence.logprobs
+        known, said = ([vocab.logprob(token, top, seed) for token in part] for part in (scored, tokens))
+        return Sampled(tokens, tuple(said), tuple(known))
 
     def end(self, sequence: Answering) -> None:
         del self._replies[sequence.id]
 
     def piece(self, token: int) -> bytes:
         return bytes([token]) if token < 256 else b""
+
+    def written(self, token: int) -> bytes:
+        return vocab.piece(token)
 
     def is_end(self, token: int) -> bool:
         return token == vocab.END
@@ -119,8 +145,9 @@ class EchoBackend(SteppedBackend):
     """The level is tokens: prompts are rendered by echo's own Jinja template."""
 
     _runner: EchoRunner | None = None
+    _pool: EchoPool | None = None
 
-    def load(self, config: ModelConfig, files: Sequence[Path], emit: Emit) -> Loaded:
+    def load(self, config: ModelConfig, files: Files, emit: Emit) -> Loaded:
         options = msgspec.convert(config.options, EchoOptions) if isinstance(config.options, dict) else EchoOptions()
         for part in range(options.load_steps):
             emit.progress((part + 1) / options.load_steps)
@@ -131,24 +158,56 @@ class EchoBackend(SteppedBackend):
         context_size, slots = config.context_size or CONTEXT_SIZE, config.parallel or SLOTS
         self._runner = EchoRunner(options)
         self._start(self._runner, emit, slots=slots, budget=config.parameters.batch or BATCH, context_size=context_size)
+        if config.embeddings or config.reranking:
+            self._pool = EchoPool(options, context_size, emit.pooled)
         return Loaded(
             context_size=context_size,
             slots=slots,
             vocab_size=vocab.SIZE,
             chat_template=vocab.CHAT_TEMPLATE,
             eos=vocab.TEXTS[vocab.END],
+            fim=vocab.GAP if options.fills_in else None,
+            capabilities=_capabilities(config, options),
+            embedding_size=SIZE if config.embeddings else 0,
         )
 
     def cancel(self, id: int) -> None:
         super().cancel(id)
         if self._runner is not None:
             self._runner.nudge()
+        if self._pool is not None:
+            self._pool.cancel(id)
+
+    def embed(self, job: EmbedJob) -> None:
+        self._pooled("this model makes no embeddings").add(job)
+
+    def rerank(self, job: RerankJob) -> None:
+        self._pooled("this model scores no documents").add(job)
+
+    def _pooled(self, refusal: str) -> EchoPool:
+        if self._pool is None:
+            raise UnsupportedField(refusal, field="model")
+        return self._pool
+
+    def _free(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
 
     def tokenize(self, text: str, *, special: bool, bos: bool) -> list[int]:
         return vocab.tokenize(text, special=special)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         return vocab.detokenize(tokens)
+
+
+def _capabilities(config: ModelConfig, options: EchoOptions) -> frozenset[str]:
+    has = {
+        "generate": not options.encoder,
+        "embed": config.embeddings,
+        "rerank": config.reranking,
+        "probabilities": config.reranking and not options.logits,
+    }
+    return frozenset(name for name, there in has.items() if there)
 
 
 def _wait_for(path: Path) -> None:

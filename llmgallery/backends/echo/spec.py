@@ -22,6 +22,9 @@ class EchoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gate_after: Annotated[Annotated[int, Meta(ge=0)], Meta(description="tokens of an answer that pass the gate freely")] = 0
     crash_on: Annotated[str | None, Meta(description="kill the process in a step when a prompt holds this text")] = None
     crash_after: Annotated[Annotated[int, Meta(ge=0)], Meta(description="tokens of the answer before that")] = 0
+    encoder: Annotated[bool, Meta(description="vectors and scores only, no text")] = False
+    logits: Annotated[bool, Meta(description="scores from -4 to 4 instead of 0 to 1")] = False
+    fills_in: Annotated[bool, Meta(description="have tokens around a gap to fill in; the answer is what follows it")] = False
     crash_signal: Annotated[Literal["SIGSEGV", "SIGKILL", "SIGABRT"], Meta(description="the signal that kills it")] = "SIGSEGV"
 
 
@@ -29,7 +32,8 @@ SPEC = BackendSpec(
     name="echo",
     implementation="llmgallery.backends.echo.backend:EchoBackend",
     options=EchoOptions,
-    keys=frozenset({"context_size", "parallel", "options", "parameters.batch"}),
+    capabilities=frozenset({"logprobs", "suffix"}),
+    keys=frozenset({"context_size", "parallel", "options", "parameters.batch", "embeddings", "reranking"}),
     needs_weights=False,
-    unset={"context_size": 2048, "parallel": 8, "parameters.batch": 512},
+    unset={"context_size": 2048, "parallel": 8, "parameters.batch": 512, "embeddings": False, "reranking": False},
 )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
+
+from llmgallery.core.events import Alternative, TokenLogprob
 
 END, SYSTEM, USER, ASSISTANT, TOOL = range(256, 261)
 SIZE = 261
 MARKS = {"<|end|>": END, "<|system|>": SYSTEM, "<|user|>": USER, "<|assistant|>": ASSISTANT, "<|tool|>": TOOL}
 TEXTS = {token: text for text, token in MARKS.items()}
+GAP = (SYSTEM, USER, ASSISTANT)
+"""Around what is to be filled in: prefix, suffix, middle."""
 _ANY_MARK = re.compile("(" + "|".join(map(re.escape, MARKS)) + ")")
 
 CHAT_TEMPLATE = (
@@ -40,3 +45,19 @@ def answer(prompt: Sequence[int]) -> list[int]:
         tokens = tokens[len(tokens) - tokens[::-1].index(USER) :]
         tokens = tokens[: next((place for place, token in enumerate(tokens) if token >= 256), len(tokens))]
     return [*(token for token in tokens if token < 256), END]
+
+
+def piece(token: int) -> bytes:
+    """The token's byte, or the mark as the template writes it."""
+    return TEXTS[token].encode() if token in TEXTS else bytes([token])
+
+
+def logprob(token: int, top: int, seed: int) -> TokenLogprob:
+    """How sure echo says it is of a token: one half, or more by the seed's last two bits. The tokens behind it in the
+    vocabulary share the rest, each half of what is left."""
+    chances = [0.5 + seed % 4 / 16]
+    for _ in range(top):
+        chances.append((1 - sum(chances)) / 2)
+    tokens = [(token + place) % SIZE for place in range(top)]
+    likeliest = tuple(Alternative(other, piece(other), math.log(chance)) for other, chance in zip(tokens, chances, strict=False))
+    return TokenLogprob(token, piece(token), math.log(chances[0]), likeliest)

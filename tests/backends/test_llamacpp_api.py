@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import ctypes
-import inspect
-import re
 
+import numpy as np
 import pytest
-from llama_cpp import llama_cpp
+from conftest import POCKET
+from gguf import GGUFReader, GGUFWriter
 
-from llmgallery import paths
 from llmgallery.backends.llamacpp import api
+from llmgallery.backends.llamacpp.api.model import _text
 from llmgallery.backends.llamacpp.log import CONTINUED, ERROR, LOG, WARNING, Log
 
-POCKET = paths.builtin("models") / "pocket-f16.gguf"
 GREETING = "<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n"
 
 
-@pytest.fixture(scope="module")
-def model():
-    api.start()
-    made = api.Model([POCKET], api.ModelParams(), lambda fraction: None)
-    yield made
-    made.close()
+@pytest.fixture
+def model(pocket):
+    return pocket
 
 
 @pytest.fixture
@@ -69,18 +65,6 @@ def greedy(model, context, sequence: int = 0, count: int = 8) -> list[int]:
     return tokens
 
 
-def test_every_symbol_that_is_named_exists():
-    names = set(re.findall(r"\bc\.(\w+)", inspect.getsource(api)))
-    assert len(names) > 60
-    assert not [name for name in names if not hasattr(llama_cpp, name)]
-
-
-def test_no_other_file_names_the_library():
-    folder = paths.PACKAGE
-    named = {file.relative_to(folder).as_posix() for file in folder.rglob("*.py") if "llama_cpp import" in file.read_text()}
-    assert named == {"backends/llamacpp/api.py"}
-
-
 def test_loading_reports_progress_and_its_sizes():
     fractions: list[float] = []
     api.start()
@@ -98,16 +82,50 @@ def test_tensor_split_and_checked_tensors_are_accepted():
     made.close()
 
 
-def test_splits_are_loaded_by_their_paths(tmp_path):
+def test_splits_are_loaded_by_their_paths(tmp_path, capfd):
     with pytest.raises(ValueError, match=r"part-1\.gguf"):
         api.Model([tmp_path / "part-1.gguf", tmp_path / "part-2.gguf"], api.ModelParams(), lambda fraction: None)
+
+
+def split(folder) -> list:
+    """The bundled model in two files, under llama.cpp's names, the vocabulary in the first."""
+    reader = GGUFReader(POCKET)
+    files = [folder / f"pocket-{number:05}-of-00002.gguf" for number in (1, 2)]
+    for index, file in enumerate(files):
+        writer = GGUFWriter(str(file), "llama")
+        writer.add_uint16("split.no", index)
+        writer.add_uint16("split.count", 2)
+        writer.add_int32("split.tensors.count", len(reader.tensors))
+        for field in reader.fields.values() if index == 0 else ():
+            if not field.name.startswith(("GGUF.", "general.architecture")):
+                kind = field.types[0]
+                writer.add_key_value(field.name, field.contents(), kind, field.types[-1] if len(field.types) > 1 else None)
+        for tensor in reader.tensors[index::2]:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return files
+
+
+@pytest.mark.parametrize("named", [1, 2])
+def test_a_model_in_parts_is_the_model(model, tmp_path, named):
+    """All parts by name, or the first, which leads to the others."""
+    made = api.Model(split(tmp_path)[:named], api.ModelParams(), lambda fraction: None)
+    assert (made.bytes, made.num_parameters, made.vocab.size) == (model.bytes, model.num_parameters, model.vocab.size)
+    ours, theirs = (api.Context(one, context_params(1)) for one in (made, model))
+    assert greedy(made, ours) == greedy(model, theirs)
+    ours.close()
+    theirs.close()
+    made.close()
 
 
 def test_a_model_tells_what_it_is(model):
     assert model.context_length == 1024
     assert 2_000_000 < model.num_parameters < 3_000_000
     assert 4_000_000 < model.bytes < 6_000_000
-    assert model.can_decode
+    assert model.can_decode and not model.keeps_state and model.window == 0
     assert "F16" in model.description
     assert model.cache_bytes_per_token == 4 * 5 * 192
     everything = model.metadata()
@@ -137,7 +155,7 @@ def test_long_texts_and_pieces_grow_their_buffers(model):
     text = "a" * 20_000
     tokens = model.vocab.tokenize(text.encode(), special=False)
     assert model.vocab.detokenize(tokens).decode() == text
-    assert api._text(lambda buffer, room: _write(buffer, room, b"x" * 1000)) == "x" * 1000
+    assert _text(lambda buffer, room: _write(buffer, room, b"x" * 1000)) == "x" * 1000
 
 
 def _write(buffer, room: int, text: bytes) -> int:
@@ -155,6 +173,75 @@ def test_a_context_computes_and_forgets(model, context):
     assert greedy(model, context) == greedy(model, context, sequence=1)
     context.close()
     context.close()
+
+
+def test_caches_are_cut_and_copied(model, context):
+    _, _, count = prefill(model, context)
+    assert not context.copies_are_free
+    context.copy(0, 1, 3)
+    assert context.last_position(1) == count - 1, "separate caches are copied as a whole"
+    assert context.cut(1, 3) and context.last_position(1) == 2
+    assert (context.first_position(0), context.first_position(1), context.last_position(0)) == (0, 0, count - 1)
+    unified = api.Context(model, context_params(2, kv_unified=True))
+    assert unified.copies_are_free and unified.tokens_per_sequence == 512
+    prefill(model, unified)
+    unified.copy(0, 1, 3)
+    assert unified.last_position(1) == 2 and unified.first_position(1) == 0
+    unified.close()
+
+
+def test_logits_are_a_row_of_the_vocabulary_that_samplers_read(model, context, sampler):
+    batch = api.Batch(8)
+    last = batch.add(0, 0, [300, 301, 302], wants_logits=2)
+    assert context.decode(batch) == 0
+    row = context.logits(last)
+    assert row.shape == (2048,) and row.dtype == np.float32
+    assert not np.array_equal(row, context.logits(last - 1))
+    row[:] = -1.0
+    row[1234] = 0.0
+    sampler.add_likeliest()
+    assert sampler.sample(context, last) == 1234
+    with pytest.raises(AssertionError, match="no logits"):
+        context.logits(0)
+
+
+def test_memory_for_logits_is_for_as_many_as_were_asked_for(model):
+    def compute_buffer(outputs: int) -> tuple[float, api.Context]:
+        wanted = api.ContextParams(1024, 4, 512, 512, 1, 1, outputs=outputs)
+        with LOG.kept() as log:
+            context = api.Context(model, wanted)
+        return next(float(text.split()[-2]) for _, text in log if "compute buffer size" in text), context
+
+    (much, all_), (little, few) = compute_buffer(0), compute_buffer(2)
+    assert (all_.num_outputs, few.num_outputs) == (512, 4), "one for each sequence at least"
+    assert little < much
+    batch = api.Batch(64)
+    for sequence in range(4):
+        batch.add(sequence, 0, [300], wants_logits=True)
+    assert few.decode(batch) == 0
+    all_.close()
+    few.close()
+
+
+def test_a_batch_holds_what_it_has_room_for():
+    batch = api.Batch(4)
+    assert batch.add(0, 5, (1, 2, 3), wants_logits=2) == 2
+    assert batch.add(7, 9, (4,), wants_logits=0) == 3
+    raw = batch.raw
+    assert (raw.n_tokens, batch.count) == (4, 4)
+    assert [raw.token[index] for index in range(4)] == [1, 2, 3, 4]
+    assert [raw.pos[index] for index in range(4)] == [5, 6, 7, 9]
+    assert [raw.seq_id[index][0] for index in range(4)] == [0, 0, 0, 7]
+    assert [raw.logits[index] for index in range(4)] == [0, 1, 1, 0]
+    batch.add(0, 8, (9,), wants_logits=0)
+    with pytest.raises(ValueError):
+        _ = batch.raw
+    batch.clear()
+    assert batch.raw.n_tokens == 0
+
+
+def test_what_the_library_was_compiled_with():
+    assert isinstance(api.has_amx(), bool) and isinstance(api.can_offload(), bool)
 
 
 def test_an_invalid_batch_is_refused(model, context):

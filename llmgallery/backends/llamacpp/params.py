@@ -10,15 +10,28 @@ from typing import TypeVar
 
 import msgspec
 
-from llmgallery.backends.llamacpp.api import CACHE_TYPES, FLASH_ATTENTION, ROPE_SCALINGS, ContextParams, ModelParams
+from llmgallery.backends.llamacpp.api import (
+    CACHE_TYPES,
+    FLASH_ATTENTION,
+    ROPE_SCALINGS,
+    ContextParams,
+    ModelParams,
+    can_offload,
+    has_amx,
+)
 from llmgallery.backends.llamacpp.spec import LlamaOptions
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import LoadError
 
 BATCH = 512  # a prompt's share of one step: more would stall the streams beside it
+GPU_UBATCH, CPU_UBATCH, LEAST_UBATCH = 512, 128, 32
+SCORE_BYTES = 64 * 1024 * 1024
 SLOTS = 8
 BYTES_PER_THREAD = 8 * 1024 * 1024
 PADDING = 256  # llama.cpp rounds each sequence's cells up to this
+OUTPUT_BYTES = 16 * 1024 * 1024
+MOST_OUTPUTS = 64
+FULL_PRECISION = ("f32", "f16", "bf16")
 CHOICE = TypeVar("CHOICE")
 
 
@@ -39,33 +52,63 @@ def model_params(config: ModelConfig, options: LlamaOptions) -> ModelParams:
         main_gpu=_number(config.main_gpu),
         tensor_split=_shares(config.tensor_split),
         check_tensors=options.check_tensors,
+        repack=may_repack(options, has_amx()),
     )
+
+
+def may_repack(options: LlamaOptions, with_amx: bool) -> bool:
+    """GCC 12 compiles llama.cpp's AMX kernels so that they crash, and they are among those that repack weights."""
+    return options.repack == "on" or (options.repack == "auto" and not with_amx)
 
 
 def context_params(
-    config: ModelConfig, options: LlamaOptions, *, context_size: int, slots: int, weights_bytes: int
+    config: ModelConfig,
+    options: LlamaOptions,
+    *,
+    context_size: int,
+    slots: int,
+    weights_bytes: int,
+    vocab_size: int = 0,
+    heads: int = 0,
+    drafts: int = 0,
 ) -> ContextParams:
-    """`context_size`: of each slot. Raises LoadError, for a value that names nothing."""
+    """`context_size`: of each request. `heads`: of the attention. `drafts`: most guesses for one request in a step. Raises
+    LoadError, for a value that names nothing, or that another excludes."""
     threads = config.threads or default_threads(weights_bytes)
-    batch = max(config.parameters.batch or BATCH, slots)
+    batch = max(config.parameters.batch or BATCH, slots * (1 + drafts))
+    cells = -(-context_size // PADDING) * PADDING
+    flash, ubatch = attention(config, options, 4 * heads * cells, max(SCORE_BYTES, weights_bytes // 16))
     return ContextParams(
-        context=-(-context_size // PADDING) * PADDING * slots,
+        context=cells * num_caches(options, slots),
         sequences=slots,
         batch=batch,
-        ubatch=min(options.ubatch, batch),
+        ubatch=min(ubatch, batch),
         threads=threads,
         threads_batch=options.threads_batch or threads,
-        extra={name: value for name, value in _extra(config, options).items() if value is not None},
+        outputs=min(batch, num_outputs(vocab_size, slots, drafts)),
+        extra={name: value for name, value in _extra(config, options, flash).items() if value is not None},
     )
 
 
-def _extra(config: ModelConfig, options: LlamaOptions) -> dict[str, int | float | bool | None]:
+def num_caches(options: LlamaOptions, slots: int) -> int:
+    """How many times the cache holds `context_size` tokens."""
+    return 1 if options.kv_unified else slots
+
+
+def num_outputs(vocab_size: int, slots: int, drafts: int) -> int:
+    """Of how many tokens a step may give logits. llama.cpp sets a row of the whole vocabulary aside for each, before the first
+    request: with rows for a batch of 512, a gigabyte for some models. More than the answers need speed up the log
+    probabilities of prompts."""
+    spare = OUTPUT_BYTES // (4 * vocab_size) if vocab_size else 0
+    return max(slots * (1 + drafts), min(spare, MOST_OUTPUTS))
+
+
+def _extra(config: ModelConfig, options: LlamaOptions, flash: str) -> dict[str, int | float | bool | None]:
     """Fields of llama_context_params; None = llama.cpp's default."""
-    flash = config.flash_attention if config.flash_attention is not None else options.flash_attention
     return {
-        "flash_attn_type": _chosen("flash_attention", _switch(flash), FLASH_ATTENTION),
-        "type_k": _chosen("cache_type_k", config.cache_type_k, CACHE_TYPES),
-        "type_v": _chosen("cache_type_v", config.cache_type_v, CACHE_TYPES),
+        "flash_attn_type": FLASH_ATTENTION[flash],
+        "type_k": _chosen("cache_type_k", _cache_type(config, "cache_type_k"), CACHE_TYPES),
+        "type_v": _chosen("cache_type_v", _cache_type(config, "cache_type_v"), CACHE_TYPES),
         "rope_scaling_type": _chosen("rope_scaling", config.rope_scaling, ROPE_SCALINGS),
         "rope_freq_base": config.parameters.rope_freq_base,
         "rope_freq_scale": config.parameters.rope_freq_scale,
@@ -77,6 +120,40 @@ def _extra(config: ModelConfig, options: LlamaOptions) -> dict[str, int | float 
         "swa_full": options.swa_full,
         "kv_unified": options.kv_unified,
     }
+
+
+def _cache_type(config: ModelConfig, key: str) -> str | None:
+    chosen: str | None = getattr(config, key)
+    return "f32" if chosen is None and config.f16 is False else chosen
+
+
+def attention(config: ModelConfig, options: LlamaOptions, bytes_per_token: int, room: int) -> tuple[str, int]:
+    """Flash attention (auto, on, off), and how many tokens are computed at once.
+
+    On a CPU llama.cpp decodes faster without it, and needs memory for the attention's scores: `bytes_per_token` for each token
+    computed at once, for which there is `room`. docs/engine.md has what was measured. Raises LoadError.
+    """
+    asked = _flash(config, options)
+    if config.gpu_layers != 0 and can_offload():
+        return asked, options.ubatch or GPU_UBATCH
+    fitting = min(CPU_UBATCH, room // bytes_per_token) if bytes_per_token else CPU_UBATCH
+    if asked != "auto":
+        return asked, options.ubatch or CPU_UBATCH
+    if (options.ubatch or LEAST_UBATCH) <= fitting:
+        return "off", options.ubatch or fitting // LEAST_UBATCH * LEAST_UBATCH
+    return "auto", options.ubatch or CPU_UBATCH
+
+
+def _flash(config: ModelConfig, options: LlamaOptions) -> str:
+    """What is asked for, or what a quantised V cache needs."""
+    asked = _switch(config.flash_attention if config.flash_attention is not None else options.flash_attention) or "auto"
+    _chosen("flash_attention", asked, FLASH_ATTENTION)
+    cache_type = (config.cache_type_v or "f16").lower()
+    if cache_type in FULL_PRECISION:
+        return asked.lower()
+    if asked.lower() == "off":
+        raise LoadError(f"cache_type_v: {config.cache_type_v} requires flash_attention: on or auto", field="cache_type_v")
+    return "on"
 
 
 def default_threads(weights_bytes: int) -> int:

@@ -1,0 +1,46 @@
+"""llama.cpp's C API with types: the only package that names its symbols. Pointers stay inside; freed by `close`."""
+
+from __future__ import annotations
+
+import os
+
+# How long llama.cpp's threads spin (about 50 us) before they sleep, when they wait for each other at every graph node.
+# By default they spin for milliseconds: beside one busy process that made a decode of two threads 20 times slower.
+# libgomp reads it once, when llama_cpp loads it.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+from llmgallery.backends.llamacpp.api.adapter import Adapter, set_adapters
+from llmgallery.backends.llamacpp.api.context import Batch, Context
+from llmgallery.backends.llamacpp.api.model import Model, Vocab, can_offload, has_amx, start
+from llmgallery.backends.llamacpp.api.params import (
+    CACHE_TYPES,
+    FLASH_ATTENTION,
+    NO_TOKEN,
+    RANDOM_SEED,
+    ROPE_SCALINGS,
+    ContextParams,
+    ModelParams,
+)
+from llmgallery.backends.llamacpp.api.sampler import Candidates, DrySampler, Sampler
+
+__all__ = [
+    "CACHE_TYPES",
+    "FLASH_ATTENTION",
+    "NO_TOKEN",
+    "RANDOM_SEED",
+    "ROPE_SCALINGS",
+    "Adapter",
+    "Batch",
+    "Candidates",
+    "Context",
+    "ContextParams",
+    "DrySampler",
+    "Model",
+    "ModelParams",
+    "Sampler",
+    "Vocab",
+    "can_offload",
+    "has_amx",
+    "set_adapters",
+    "start",
+]

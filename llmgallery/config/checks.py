@@ -11,11 +11,13 @@ from yaml.nodes import Node, ScalarNode
 
 from llmgallery.config.model import LOAD_KEYS, LOAD_PARAMETERS, ModelConfig
 from llmgallery.config.nodes import PLAIN, place
-from llmgallery.config.outside import Spec, TemplateFault
+from llmgallery.config.outside import Outside, Spec, TemplateFault
 from llmgallery.config.problems import Problem
 from llmgallery.config.readers import FAILED, Reading, struct_reader
 from llmgallery.config.suggest import did_you_mean
 from llmgallery.config.units import DURATION, parse_duration
+from llmgallery.core.errors import InvalidField
+from llmgallery.core.sampling import MOST_BREAKERS, sampler_order
 
 FIELD_BACKENDS = frozenset({
     "transformers", "huggingface", "hf", "exllama", "exllama2", "exllamav2", "exllamav3", "autogptq", "gptq", "auto_gptq",
@@ -33,18 +35,28 @@ GENERAL_KEYS = frozenset({"backend", "model", "model_base_name", "options"})
 
 NOT_YET = frozenset({
     "grammar", "cutstrings", "extract_regex", "trimspace", "trimsuffix", "reasoning", "function", "feature_flags",
-    "concurrency_groups", "artifacts", "download_files", "mirostat", "mirostat_eta", "mirostat_tau", "prompt_cache_path",
+    "concurrency_groups", "artifacts", "download_files", "prompt_cache_path",
     "prompt_cache_all", "prompt_cache_ro", "ngqa", "rms_norm_eps", "no_mulmatq", "cfg_scale", "step", "alias", "proxy",
-    "grpc", "roles", "parameters.n", "parameters.echo", "parameters.n_keep", "parameters.keep", "parameters.tfz",
-    "parameters.logprobs", "parameters.top_logprobs", "parameters.negative_prompt", "parameters.negative_prompt_scale",
-    "parameters.clip_skip", "parameters.encoding_format", "parameters.pooling", "parameters.pooling_half_life_tokens",
+    "grpc", "roles", "parameters.n_keep", "parameters.keep", "parameters.tfz",
+    "parameters.negative_prompt", "parameters.negative_prompt_scale",
+    "parameters.clip_skip", "parameters.encoding_format", "parameters.pooling_half_life_tokens",
     "parameters.translate", "parameters.language", "template.join_chat_messages_by_character", "template.multimodal",
     "template.reply_prefix", "reasoning_effort",
 })  # fmt: skip
 """Known keys that this version reads and does not use yet."""
 
+_NOT_YET = "this version does not use this key yet"
+_NO_SHIFT = "not used: an answer ends when the context is full, and nothing is ever cut out of it, so nothing need be kept"
+_NEVER = {
+    "parameters.tfz": "no engine uses this key any more: llama.cpp has removed tail-free sampling; min_p does its work",
+    "parameters.n_keep": _NO_SHIFT,
+    "parameters.keep": _NO_SHIFT,
+}
+
+OBSOLETE = {"lora_base": "obsolete: an adapter needs no base model beside the weights any more"}
 STRETCHING = ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow")
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 GO_KEYS = ("chat", "chat_message", "completion", "edit", "function")
 _GO_TEXT = re.compile(r"\{\{-?\s*(\.[A-Z]\w*|(range|if|with|else if)\s+(\.|eq\b|ne\b|not\b|and\b|or\b|\$)|end\b)")
 _GO_ADVICE = "use template.chat_template (Jinja) or template.preset"
@@ -72,14 +84,15 @@ def unheeded(reading: Reading, spec: Spec) -> list[Problem]:
     heeded = keys | {f"parameters.{key}" for key in keys & LOAD_PARAMETERS} | {"parameters.model"}
     load = LOAD_KEYS | {f"parameters.{key}" for key in LOAD_PARAMETERS}
     unused = [key for key in reading.places if key in load - heeded]
-    return [Problem(reading.path, *reading.places[key], key, f"backend {spec.name} does not use this key") for key in unused]
+    plain = f"backend {spec.name} does not use this key"
+    return [Problem(reading.path, *reading.places[key], key, OBSOLETE.get(key, plain)) for key in unused]
 
 
 def not_yet(reading: Reading) -> list[Problem]:
     """Warnings for keys that this version does not use yet."""
     wrong = {problem.key for problem in reading.problems}
     written = [key for key in reading.places if key in NOT_YET and key not in wrong]
-    return [Problem(reading.path, *reading.places[key], key, "this version does not use this key yet") for key in written]
+    return [Problem(reading.path, *reading.places[key], key, _NEVER.get(key, _NOT_YET)) for key in written]
 
 
 def values(config: ModelConfig, reading: Reading, stem: str) -> None:
@@ -98,11 +111,12 @@ def values(config: ModelConfig, reading: Reading, stem: str) -> None:
             parse_duration(config.keep_alive)
         except ValueError:
             reading.fail(reading.nodes["keep_alive"], "keep_alive", f"expected {DURATION}, found {config.keep_alive!r}")
-    for key in ("cache_type_k", "cache_type_v"):
+    for key, known in (("cache_type_k", CACHE_TYPES), ("cache_type_v", CACHE_TYPES), ("rope_scaling", ROPE_SCALINGS)):
         value = getattr(config, key)
-        if value is not None and value.lower() not in CACHE_TYPES:
-            message = f"expected one of {', '.join(CACHE_TYPES)}, found {value!r}"
-            reading.fail(reading.nodes[key], key, message, did_you_mean(value, list(CACHE_TYPES)))
+        if value is not None and value.lower() not in known:
+            message = f"expected one of {', '.join(known)}, found {value!r}"
+            reading.fail(reading.nodes[key], key, message, did_you_mean(value, list(known)))
+    _samplers(config, reading)
     for token in config.parameters.logit_bias or ():
         if not re.fullmatch(r"\d{1,9}", token):
             key = f"parameters.logit_bias.{token}"
@@ -110,6 +124,53 @@ def values(config: ModelConfig, reading: Reading, stem: str) -> None:
     for index, stop in enumerate(config.stopwords):
         if not stop:
             reading.fail(_node(reading, f"stopwords[{index}]"), f"stopwords[{index}]", "an empty text would end every answer")
+
+
+def companions(config: ModelConfig, reading: Reading, folder: Path, outside: Outside) -> list[Problem]:
+    """Notes references of LoRA adapters and of the draft model that can mean nothing, and scales without an adapter; warnings
+    for references to what is not there now."""
+    if config.lora_scales and len(config.lora_scales) != len(config.lora_adapters):
+        counts = f"{len(config.lora_scales)} scales for {len(config.lora_adapters)} adapters"
+        reading.fail(reading.nodes["lora_scales"], "lora_scales", counts, "write one for each of lora_adapters, or none")
+    if config.lora_scale is not None and not config.lora_adapter:
+        reading.fail(reading.nodes["lora_scale"], "lora_scale", "there is no lora_adapter", "lora_adapters have lora_scales")
+    warnings = []
+    named = [("draft_model", config.draft_model), ("lora_adapter", config.lora_adapter)]
+    for key, reference in [*named, *((f"lora_adapters[{i}]", one) for i, one in enumerate(config.lora_adapters))]:
+        if reference is None:
+            continue
+        node = _node(reading, key)
+        if not Path(reference).is_absolute() and ".." in re.split(r"[/\\]", reference):
+            reading.fail(node, key, f"{reference} leads out of the models folder", "write an absolute path")
+        elif fault := outside.malformed(reference, folder) if outside.malformed else "":
+            reading.fail(node, key, fault)
+        elif not reference.strip():
+            reading.fail(node, key, "the reference is empty")
+        elif fault := outside.absent(reference, folder) if outside.absent else "":
+            warnings.append(Problem(reading.path, *place(node), key, fault))
+    return warnings
+
+
+def _samplers(config: ModelConfig, reading: Reading) -> None:
+    """The samplers' names, DRY's breakers, and LocalAI's top-level Mirostat beside that of the parameters."""
+    if config.parameters.samplers is not None:
+        try:
+            sampler_order(config.parameters.samplers)
+        except InvalidField as exc:
+            reading.fail(reading.nodes["parameters.samplers"], "parameters.samplers", exc.message.removeprefix("samplers: "))
+    breakers = config.parameters.dry_sequence_breakers or ()
+    if len(breakers) > MOST_BREAKERS:
+        key = "parameters.dry_sequence_breakers"
+        reading.fail(reading.nodes[key], key, f"expected at most {MOST_BREAKERS} texts, found {len(breakers)}")
+    for index, text in enumerate(breakers):
+        if not text or "\0" in text:
+            key = f"parameters.dry_sequence_breakers[{index}]"
+            reading.fail(_node(reading, key), key, "expected a text that is not empty, without a null character")
+    for name in ("mirostat", "mirostat_eta", "mirostat_tau"):
+        top, below = getattr(config, name), getattr(config.parameters, name)
+        if top is not None and below is not None and top != below:
+            message = f"parameters.{name} (line {reading.places[f'parameters.{name}'][0]}) says otherwise: {below}"
+            reading.fail(reading.nodes[name], name, message, "keep one of them")
 
 
 def stretches(config: ModelConfig) -> bool:
@@ -163,27 +224,41 @@ def _failed(reading: Reading, *keys: str) -> bool:
     return any(problem.key.split(".")[0] in keys or "parameters.model" in problem.suggestion for problem in reading.problems)
 
 
-def listed_options(items: list[str], node: Node, spec: Spec, reading: Reading) -> tuple[dict[str, Any], list[Problem]]:
-    """LocalAI's ["key:value"] as a mapping of typed values, and warnings for keys that the backend does not have."""
+def listed_options(
+    items: list[str], node: Node, spec: Spec, reading: Reading
+) -> tuple[dict[str, Any], dict[str, Any], list[Problem]]:
+    """LocalAI's ["key:value"] as typed values of the backend's options, and of load keys outside of them; and warnings for
+    what the backend does not have."""
     fields = struct_reader(spec.options).fields
+    outer = {key: found for key, found in struct_reader(ModelConfig).fields.items() if key in spec.listed.values()}
     found: dict[str, Any] = {}
+    above: dict[str, Any] = {}
     warnings: list[Problem] = []
     for index, item in enumerate(items):
         name, colon, text = item.partition(":")
         name = name.strip().lstrip("-")
         key = f"options[{index}]"
         at = _node(reading, key)
-        known = fields.get(name) or fields.get(name.replace("-", "_"))
+        plain = name.replace("-", "_")
+        target = plain if plain in fields else spec.listed.get(plain, "")
+        known = fields.get(name) or fields.get(target) or outer.get(target)
         if known is None:
             advice = did_you_mean(name, list(fields))
             message = f"ignored, as LocalAI's lists hold keys for other builds too: backend {spec.name} has no option {name!r}"
             warnings.append(Problem(reading.path, *place(at), key, message, advice))
             continue
-        value = ScalarNode(PLAIN, text.strip() if colon else "true", at.start_mark, at.end_mark)
-        read = known[1].read(value, key, reading)
+        word = text.strip() if colon else "true"
+        if plain in spec.listed_words:
+            words, said = spec.listed_words[plain], word
+            word = words.get(said.replace("_", "-"), "")
+            if not word:
+                message = f"ignored: backend {spec.name} has no {name} {said!r}, only {', '.join(words)}"
+                warnings.append(Problem(reading.path, *place(at), key, message))
+                continue
+        read = known[1].read(ScalarNode(PLAIN, word, at.start_mark, at.end_mark), key, reading)
         if read is not FAILED:
-            found[known[0]] = read
-    return found, warnings
+            (above if target in outer else found)[known[0]] = read
+    return found, above, warnings
 
 
 def go_templates(config: ModelConfig, reading: Reading) -> None:

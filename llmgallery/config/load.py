@@ -89,6 +89,7 @@ class _Model:
         checks.values(config, self.reading, self.path.stem)
         checks.weights(config, self.reading, self.specs[backend] if backend else None)
         self.reference(config, backend)
+        self.companions(config, backend)
         self.context(config)
         self.warnings += checks.not_yet(self.reading)
         config = self.template(config)
@@ -126,6 +127,14 @@ class _Model:
             self.reading.fail(self.reading.nodes[key], key, fault)
             self.depends.append(self.path.parent / config.weights.removeprefix("file://"))
 
+    def companions(self, config: ModelConfig, backend: str | None) -> None:
+        """Adapters and draft model, where the backend uses them. The file means the same again once they are there."""
+        if backend is not None and "lora_adapters" not in self.specs[backend].keys:
+            return
+        named = [config.draft_model, config.lora_adapter, *config.lora_adapters]
+        self.depends += [self.path.parent / one.removeprefix("file://") for one in named if one and "\0" not in one]
+        self.warnings += checks.companions(config, self.reading, self.path.parent, self.outside)
+
     def context(self, config: ModelConfig) -> None:
         """Warn of a context that is longer than what the weights know, unless RoPE is told to stretch it."""
         if config.context_size is None or not config.weights or self.outside.trained is None or checks.stretches(config):
@@ -145,8 +154,10 @@ class _Model:
             return config
         self.levels = {**model_levels(), **levels_of(spec.options, "options")}
         if isinstance(config.options, list):
-            values, warnings = checks.listed_options(config.options, node, spec, self.reading)
+            values, above, warnings = checks.listed_options(config.options, node, spec, self.reading)
             self.warnings += warnings
+            unset = {key: value for key, value in above.items() if getattr(config, key) is None}
+            config = msgspec.structs.replace(config, **unset)
         else:
             # The keys have been read as plain data; the places of unknown ones come from this second reading.
             values = struct_reader(spec.options).values(node, "options", self.reading)

@@ -10,13 +10,16 @@ import msgspec
 
 from llmgallery.config.model import ModelConfig, OnUnsupported, Section
 from llmgallery.config.problems import shown
-from llmgallery.core.sampling import DEFAULTS, Sampling
+from llmgallery.core.sampling import DEFAULTS, Sampling, sampler_order
 
 _UNSET: dict[str, Any] = {
     "aliases": [],
     "parameters.seed": "random",
     "parameters.max_tokens": "until the context is full",
-    "parameters.typical_p": 1.0,
+    "parameters.n": 1,
+    "parameters.echo": False,
+    "parameters.logprobs": False,
+    "parameters.top_logprobs": 0,
     "pinned": False,
     "disabled": False,
     "system_prompt": "none",
@@ -28,6 +31,8 @@ _UNSET: dict[str, Any] = {
 """What holds, as a value or in words, where nobody says anything."""
 
 _KEYS = tuple(name for name in Sampling.__struct_fields__ if name not in ("extra", "logit_bias"))
+_TOP_LEVEL = ("mirostat", "mirostat_eta", "mirostat_tau")
+"""LocalAI's places of what we also read below `parameters`."""
 
 
 class EffectiveValue(NamedTuple):
@@ -41,9 +46,17 @@ class EffectiveValue(NamedTuple):
 def config_sampling(config: ModelConfig) -> Sampling:
     """The sampling parameters that a model's YAML sets."""
     parameters = config.parameters
-    bias = parameters.logit_bias
     values = {name: getattr(parameters, name) for name in _KEYS}
-    return Sampling(**values, logit_bias=None if bias is None else {int(token): value for token, value in bias.items()})
+    for name in _TOP_LEVEL:
+        if values[name] is None:
+            values[name] = getattr(config, name)
+    if parameters.samplers is not None:
+        values["samplers"] = sampler_order(parameters.samplers)
+    if parameters.dry_sequence_breakers is not None:
+        values["dry_sequence_breakers"] = tuple(parameters.dry_sequence_breakers)
+    if parameters.logit_bias is not None:
+        values["logit_bias"] = {int(token): value for token, value in parameters.logit_bias.items()}
+    return Sampling(**values)
 
 
 def merge_sampling(request: Sampling, config: ModelConfig, below: Sampling | None = None) -> Sampling:
@@ -79,7 +92,7 @@ def explain(
     for source, sampling in (*below, ("default", DEFAULTS)):
         for name in (*_KEYS, "logit_bias"):
             key, value = f"parameters.{name}", getattr(sampling, name)
-            if value is not None and key not in found:
+            if value is not None and key not in found and not (name in _TOP_LEVEL and name in found):
                 found[key] = EffectiveValue(key, value, source)
     for item in (*more, *(EffectiveValue(key, value, "default") for key, value in _UNSET.items())):
         found.setdefault(item.key, item)

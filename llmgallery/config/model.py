@@ -12,6 +12,9 @@ from msgspec import Meta
 
 Probability = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Magnitude = Annotated[float, Meta(ge=0, le=100)]
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+LastN = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 Demand = Literal["error", "warn", "ignore"]
 
 
@@ -43,14 +46,48 @@ class Parameters(Section, frozen=True):
     frequency_penalty: Annotated[Penalty | None, Meta(description="0 = off")] = None
     ignore_eos: Annotated[bool | None, Meta(description="go on after the end token")] = None
     logit_bias: Annotated[dict[str, float] | None, Meta(description="token id: added logit")] = None
-    n: Annotated[int, Meta(ge=1)] | None = None
-    echo: bool | None = None
+    top_n_sigma: Annotated[
+        Annotated[float, Meta(ge=-1, le=1000)] | None,
+        Meta(description="keep logits within so many standard deviations of the highest; -1 = off"),
+    ] = None
+    xtc_probability: Annotated[
+        Probability | None, Meta(description="how often XTC drops all but the last of the tokens above its threshold; 0 = off")
+    ] = None
+    xtc_threshold: Annotated[Probability | None, Meta(description="probability from which XTC drops; above 0.5 = off")] = None
+    dry_multiplier: Annotated[Magnitude | None, Meta(description="DRY: penalty of what prolongs a repetition; 0 = off")] = None
+    dry_base: Annotated[
+        Annotated[float, Meta(ge=1, le=100)] | None, Meta(description="DRY: growth of the penalty with each repeated token")
+    ] = None
+    dry_allowed_length: Annotated[Count | None, Meta(description="DRY: repetitions of fewer tokens are free")] = None
+    dry_penalty_last_n: Annotated[LastN | None, Meta(description="how many tokens DRY looks back; 0 = off, -1 = all")] = None
+    dry_sequence_breakers: Annotated[list[str] | None, Meta(description="texts across which DRY sees no repetition")] = None
+    mirostat: Annotated[
+        Annotated[int, Meta(ge=0, le=2)] | None,
+        Meta(description="1 or 2 = Mirostat in place of all samplers but temperature and logit_bias; 0 = off"),
+    ] = None
+    mirostat_tau: Annotated[Magnitude | None, Meta(description="Mirostat: surprise to aim at, in bits")] = None
+    mirostat_eta: Annotated[Magnitude | None, Meta(description="Mirostat: learning rate")] = None
+    dynatemp_range: Annotated[
+        Magnitude | None, Meta(description="how far the temperature moves up and down with the entropy; 0 = off")
+    ] = None
+    dynatemp_exponent: Annotated[Magnitude | None, Meta(description="how the entropy maps to the temperature; 1 = linear")] = None
+    samplers: Annotated[
+        str | list[str] | None,
+        Meta(description="which samplers act, in this order: llama.cpp's names, or one text of its letters"),
+    ] = None
+    n: Annotated[Annotated[int, Meta(ge=1, le=128)] | None, Meta(description="answers to a request that does not say")] = None
+    echo: Annotated[bool | None, Meta(description="completions begin with their prompt unless they say")] = None
     batch: Annotated[Annotated[int, Meta(ge=1)] | None, Meta(description="most tokens computed in one decode")] = None
     n_keep: int | None = None
     keep: int | None = None
     tfz: float | None = None
-    logprobs: int | bool | None = None
-    top_logprobs: int | None = None
+    logprobs: Annotated[
+        Annotated[int, Meta(ge=0, le=20)] | bool | None,
+        Meta(description="tell log probabilities unless a request says; a number: with as many likeliest tokens"),
+    ] = None
+    top_logprobs: Annotated[
+        Annotated[int, Meta(ge=0, le=20)] | None, Meta(description="with as many likeliest tokens, where logprobs is on")
+    ] = None
     negative_prompt: str | None = None
     negative_prompt_scale: float | None = None
     rope_freq_base: Annotated[Annotated[float, Meta(ge=0)] | None, Meta(description="RoPE base; 0 = the model's own")] = None
@@ -58,7 +95,9 @@ class Parameters(Section, frozen=True):
     tokenizer: str | None = None
     clip_skip: int | None = None
     encoding_format: str | None = None
-    pooling: str | None = None
+    pooling: Annotated[Literal["none", "mean", "cls", "last", "rank"] | None, Meta(description="the same as options.pooling")] = (
+        None
+    )
     pooling_half_life_tokens: float | None = None
     translate: bool | None = None
     language: str | None = None
@@ -139,7 +178,9 @@ class Function(Section, frozen=True):
 class OnUnsupported(Section, frozen=True):
     """What to do with a request field that this model cannot honour."""
 
-    demands: Annotated[Demand, Meta(description="tools, response_format, logprobs, n > 1, images, grammar")] = "error"
+    demands: Annotated[Demand, Meta(description="tools, response_format, images, suffix, and what else the model lacks")] = (
+        "error"
+    )
     hints: Annotated[Demand, Meta(description="user, metadata, store, service_tier, unknown fields")] = "ignore"
 
 
@@ -187,21 +228,27 @@ class ModelConfig(Section, frozen=True):
     numa: Annotated[bool | None, Meta(description="spread the work over NUMA nodes")] = None
     tensor_split: Annotated[str | list[float] | None, Meta(description="shares of the weights on each GPU")] = None
     main_gpu: Annotated[str | int | None, Meta(description="the GPU that holds what is not split")] = None
-    rope_scaling: Annotated[str | None, Meta(description="none, linear or yarn")] = None
+    rope_scaling: Annotated[str | None, Meta(description="none, linear, yarn or longrope")] = None
     yarn_ext_factor: Annotated[float | None, Meta(description="YaRN: share of extrapolation")] = None
     yarn_attn_factor: Annotated[float | None, Meta(description="YaRN: scale of the attention")] = None
     yarn_beta_fast: Annotated[float | None, Meta(description="YaRN: low correction dimension")] = None
     yarn_beta_slow: Annotated[float | None, Meta(description="YaRN: high correction dimension")] = None
     mmproj: str | None = None
-    draft_model: str | None = None
-    n_draft: int | None = None
-    lora_adapter: str | None = None
+    draft_model: Annotated[
+        str | None, Meta(description="weights of a small model with the same vocabulary, whose guesses this one checks")
+    ] = None
+    n_draft: Annotated[
+        Annotated[int, Meta(ge=0, le=64)] | None, Meta(description="most tokens guessed ahead of one request at once; 0 = none")
+    ] = None
+    lora_adapter: Annotated[str | None, Meta(description="one LoRA adapter, before those of lora_adapters")] = None
     lora_base: str | None = None
-    lora_scale: float | None = None
-    lora_adapters: list[str] = []
-    lora_scales: list[float] = []
-    embeddings: bool | None = None
-    reranking: bool | None = None
+    lora_scale: Annotated[float | None, Meta(description="scale of lora_adapter; else 1")] = None
+    lora_adapters: Annotated[
+        list[str], Meta(description="LoRA adapters in GGUF, each a reference such as parameters.model is")
+    ] = []
+    lora_scales: Annotated[list[float], Meta(description="a scale for each of lora_adapters; else 1")] = []
+    embeddings: Annotated[bool | None, Meta(description="serve embeddings; else only models made for them do")] = None
+    reranking: Annotated[bool | None, Meta(description="serve reranking; else only models made for it do")] = None
     options: Annotated[
         dict[str, Any] | list[str], Meta(description="the backend's own keys; LocalAI's list of key:value is read too")
     ] = {}
@@ -248,9 +295,9 @@ class ModelConfig(Section, frozen=True):
     concurrency_groups: list[str] = []
     artifacts: list[dict[str, Any]] = []
     download_files: list[dict[str, Any]] = []
-    mirostat: int | None = None
-    mirostat_eta: float | None = None
-    mirostat_tau: float | None = None
+    mirostat: Annotated[Annotated[int, Meta(ge=0, le=2)] | None, Meta(description="the same as parameters.mirostat")] = None
+    mirostat_eta: Annotated[Magnitude | None, Meta(description="the same as parameters.mirostat_eta")] = None
+    mirostat_tau: Annotated[Magnitude | None, Meta(description="the same as parameters.mirostat_tau")] = None
     prompt_cache_path: str | None = None
     prompt_cache_all: bool | None = None
     prompt_cache_ro: bool | None = None
@@ -268,6 +315,13 @@ class ModelConfig(Section, frozen=True):
         """The weights reference, under either of its two names."""
         return self.parameters.model or self.model
 
+    @property
+    def adapters(self) -> tuple[tuple[str, float], ...]:
+        """References of the LoRA adapters with their scales: `lora_adapter`, then `lora_adapters`."""
+        one = [(self.lora_adapter, 1.0 if self.lora_scale is None else self.lora_scale)] if self.lora_adapter else []
+        scales = self.lora_scales or [1.0] * len(self.lora_adapters)
+        return (*one, *zip(self.lora_adapters, scales, strict=False))
+
 
 LOAD_KEYS = frozenset({
     "backend", "model", "model_base_name", "context_size", "parallel", "gpu_layers", "threads", "mmap", "mmlock", "f16",
@@ -279,7 +333,7 @@ LOAD_KEYS = frozenset({
 })  # fmt: skip
 """Top-level keys that decide what is loaded."""
 
-LOAD_PARAMETERS = frozenset({"model", "batch", "rope_freq_base", "rope_freq_scale", "tokenizer"})
+LOAD_PARAMETERS = frozenset({"model", "batch", "rope_freq_base", "rope_freq_scale", "tokenizer", "pooling"})
 """The same, under `parameters`."""
 
 

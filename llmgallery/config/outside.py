@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +25,10 @@ class Spec(Protocol):
     def keys(self) -> frozenset[str]: ...
     @property
     def needs_weights(self) -> bool: ...
+    @property
+    def listed(self) -> Mapping[str, str]: ...
+    @property
+    def listed_words(self) -> Mapping[str, Mapping[str, str]]: ...
 
 
 class TemplateFault(Protocol):
@@ -42,6 +46,7 @@ class Outside:
 
     `recognise`: (weights reference, folder of the YAML) -> file format, None = not known (yet).
     `malformed`: the same -> why the reference can mean nothing, neither here nor on the Hub; "" = it can.
+    `absent`: the same -> why what the reference names is not there now, and cannot be fetched; "" = it is, or it can.
     `trained`: the same -> the context in tokens that weights on this machine were trained for, None = not known (yet).
     """
 
@@ -50,3 +55,4 @@ class Outside:
     recognise: Callable[[str, Path], str | None] | None = None
     malformed: Callable[[str, Path], str] | None = None
     trained: Callable[[str, Path], int | None] | None = None
+    absent: Callable[[str, Path], str] | None = None

@@ -157,6 +157,11 @@ class _Keys:
         return BadWeights(f"{self._name}: metadata key {key} is {str(value)[:80]!r}, not {expected}")
 
 
+def is_causal(header: Header) -> bool:
+    """Each token sees only those before it, so that what was computed for them can be kept. False for encoders such as BERT."""
+    return header.metadata.get(f"{header.architecture}.attention.causal") is not False
+
+
 def weights_bytes(header: Header) -> int:
     """Bytes of all tensors of this file (a split model's other parts are theirs)."""
     return sum(tensor.bytes for tensor in header.tensors)

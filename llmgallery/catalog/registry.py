@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 import msgspec
 
 from llmgallery.catalog import formats
+from llmgallery.catalog.companions import absent
 from llmgallery.catalog.formats import YAML_SUFFIXES
 from llmgallery.catalog.index import Broken, Entry, Snapshot, Source, build
 from llmgallery.catalog.weights import check_whole, listed, malformed, recognise, trained_context
@@ -95,6 +96,7 @@ class Registry:
             recognise=outside.recognise or recognise,
             malformed=outside.malformed or malformed,
             trained=outside.trained or trained_context,
+            absent=outside.absent or absent,
         )
         self._loud = frozenset(folder.absolute() for folder in loud)
         self._reads: dict[Path, _Read] = {}

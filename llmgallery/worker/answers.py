@@ -2,50 +2,111 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 
-from llmgallery.backends.base import Output, StepStats
+import msgspec
+
+from llmgallery.backends.base import Output, Pooled, StepStats
+from llmgallery.chat.alignment import Aligned, TokenAligner
 from llmgallery.chat.parser import AnswerParser
-from llmgallery.core.errors import ErrorInfo
-from llmgallery.core.events import Done, Event, TextDelta
-from llmgallery.wire.frames import Events, Loading, Report, Stats
+from llmgallery.core.errors import ErrorInfo, GalleryError
+from llmgallery.core.events import Done, Event, TextDelta, TokenLogprob, joined
+from llmgallery.wire.frames import Events, Loading, Report, Stats, Vectors
+from llmgallery.worker.prepare import Prepared
 
 COALESCE_SECONDS = 0.25
 STATS_SECONDS = 0.25
 
 
 class _Answer:
-    """One open answer: its parser, and text that waits for company when nobody streams it."""
+    """One open answer: its parser, the tokens behind its text, and what waits for company when nobody streams it."""
 
-    def __init__(self, stops: Sequence[str], preamble: str, coalesce: bool) -> None:
-        self.parser = AnswerParser(stops)
+    def __init__(self, prepared: Prepared, coalesce: bool) -> None:
+        self.parser = AnswerParser(prepared.stops)
         self.coalesce = coalesce
         self.stopping = False
-        self._held: list[TextDelta] = [TextDelta(preamble)] if preamble else []
+        self._preamble = prepared.preamble
+        self._echoed = prepared.echoed
+        self._aligner = None if prepared.job.logprobs is None else TokenAligner(len(prepared.preamble))
+        self._scores: list[float] = []
+        self._held: list[TextDelta] = []
+        if not prepared.job.prompt_logprobs:
+            self._begin(())
         self._released = time.monotonic()
 
-    def feed(self, text: str, now: float) -> list[TextDelta]:
+    @property
+    def mean_logprob(self) -> float | None:
+        return sum(self._scores) / len(self._scores) if self._scores else None
+
+    def feed(self, output: Output, now: float) -> list[TextDelta]:
+        if output.prompt_logprobs:
+            self._begin(output.prompt_logprobs)
         if self.stopping:
             return []
-        self._held += self.parser.feed(text)
+        if self._aligner is not None:
+            self._aligner.feed(output.text, output.logprobs)
+            self._scores += [entry.logprob for entry in output.logprobs if entry.logprob is not None]
+        self._say(self.parser.feed(output.text))
+        if self.parser.stopped is not None:
+            self._stop()
         if self.coalesce and now - self._released < COALESCE_SECONDS:
             return []
         self._released = now
         return self._take()
 
     def finish(self) -> list[TextDelta]:
+        self._begin(())
         if not self.stopping:
-            self._held += self.parser.finish()
+            self._say(self.parser.finish())
+            if self.parser.stopped is not None:
+                self._stop()
+            elif self._aligner is not None:
+                self._add_tokens(self._aligner.finish())
         return self._take()
+
+    def _begin(self, tokens: Sequence[TokenLogprob]) -> None:
+        """The echo of the prompt, once."""
+        text, self._preamble = self._preamble, ""
+        aligner, shown = TokenAligner(), tokens[self._echoed]
+        if text or shown:
+            aligner.feed(text, shown)
+            self._held.append(_with_tokens(TextDelta(text), aligner.finish()))
+
+    def _say(self, deltas: list[TextDelta]) -> None:
+        """Text that the parser lets out, with the tokens that are whole with it."""
+        if self._aligner is None:
+            self._held += deltas
+            return
+        for delta in deltas:
+            self._held.append(_with_tokens(delta, self._aligner.take(len(delta.text))))
+
+    def _stop(self) -> None:
+        """A stop string has come: of the tokens that hold it, those remain that began before it."""
+        self.stopping = True
+        if self._aligner is not None:
+            self._add_tokens(self._aligner.cut())
+
+    def _add_tokens(self, aligned: Sequence[Aligned]) -> None:
+        if aligned:
+            self._held.append(_with_tokens(TextDelta(""), aligned))
 
     def _take(self) -> list[TextDelta]:
         """All that is held, as one delta when it is only text."""
         held, self._held = self._held, []
         if len(held) > 1 and not any(delta.extra for delta in held):
-            return [TextDelta("".join(delta.text for delta in held))]
+            return [joined(held)]
         return held
+
+
+def _with_tokens(delta: TextDelta, aligned: Sequence[Aligned]) -> TextDelta:
+    if not aligned:
+        return delta
+    tokens, offsets = tuple(each.token for each in aligned), tuple(each.begin for each in aligned)
+    return msgspec.structs.replace(delta, logprobs=tokens, offsets=offsets)
 
 
 class Answers:
@@ -58,13 +119,13 @@ class Answers:
         self._open: dict[int, _Answer] = {}
         self._lock = threading.Lock()
         self._most_sequences = 0
-        self._tokens = 0
+        self._tokens = self._guessed = self._met = 0
         self._stats_sent = 0.0
 
-    def open(self, id: int, stops: Sequence[str], preamble: str, coalesce: bool) -> None:
+    def open(self, prepared: Prepared, coalesce: bool) -> None:
         """Before the job is submitted."""
         with self._lock:
-            self._open[id] = _Answer(stops, preamble, coalesce)
+            self._open[prepared.job.id] = _Answer(prepared, coalesce)
 
     def progress(self, fraction: float) -> None:
         self._send(Loading(fraction))
@@ -80,6 +141,10 @@ class Answers:
         if items:
             self._send(Events(tuple(items)))
 
+    def pooled(self, result: Pooled) -> None:
+        error = None if result.error is None else describe(result.error)
+        self._send(Vectors(result.id, result.vectors, result.prompt_tokens, error))
+
     def fatal(self, error: BaseException) -> None:
         self._die(ErrorInfo("WorkerDied", f"the engine failed: {error}"))
 
@@ -87,28 +152,39 @@ class Answers:
         answer = self._open.get(output.id)
         if answer is None:
             return []
-        events: list[Event] = [*answer.feed(output.text, now)] if output.text else []
-        if answer.parser.stopped is not None and not answer.stopping:
-            answer.stopping = True
-            if output.finish is None:
-                self._cancel(output.id)
+        stopping = answer.stopping
+        events: list[Event] = [*answer.feed(output, now)] if output.text or output.logprobs or output.prompt_logprobs else []
+        if answer.stopping and not stopping and output.finish is None:
+            self._cancel(output.id)
         if output.finish is not None:
             del self._open[output.id]
             events += [*answer.finish(), self._done(answer, output)]
         return events
 
     def _done(self, answer: _Answer, output: Output) -> Done:
+        mean = answer.mean_logprob
         if answer.stopping:
-            return Done("stop", output.usage, stop=answer.parser.stopped)
+            return Done("stop", output.usage, stop=answer.parser.stopped, mean_logprob=mean)
         if output.finish == "error":
             return Done("error", output.usage, ErrorInfo("WorkerDied", output.message))
-        return Done(output.finish or "stop", output.usage)
+        return Done(output.finish or "stop", output.usage, mean_logprob=mean)
 
     def _report_stats(self, stats: StepStats, now: float, idle: bool) -> None:
         """Before the step's events, so that who has seen a Done has seen the steps that led to it."""
         self._tokens += stats.tokens
+        self._guessed += stats.guessed
+        self._met += stats.met
         grown = stats.sequences > self._most_sequences
         self._most_sequences = max(stats.sequences, self._most_sequences)
         if grown or idle or now - self._stats_sent >= STATS_SECONDS:
             self._stats_sent = now
-            self._send(Stats(stats.step, stats.sequences, self._most_sequences, stats.waiting, self._tokens))
+            since_start = (self._tokens, self._guessed, self._met)
+            self._send(Stats(stats.step, stats.sequences, self._most_sequences, stats.waiting, *since_start))
+
+
+def describe(error: BaseException) -> ErrorInfo:
+    """What the parent is told of an exception; one that is not ours is a bug and leaves its traceback in the log."""
+    if isinstance(error, GalleryError):
+        return error.info()
+    traceback.print_exception(error, file=sys.stderr)
+    return ErrorInfo("GalleryError", f"{type(error).__name__}: {error}")

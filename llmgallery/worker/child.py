@@ -11,15 +11,14 @@ import queue
 import socket
 import sys
 import threading
-import traceback
 from pathlib import Path
 from typing import NoReturn
 
 from llmgallery import __version__
-from llmgallery.backends.base import Backend, Loaded
+from llmgallery.backends.base import Backend, Files, Loaded
 from llmgallery.backends.loader import specs
 from llmgallery.config.model import ModelConfig
-from llmgallery.core.errors import ErrorInfo, GalleryError, LoadError
+from llmgallery.core.errors import ErrorInfo, LoadError
 from llmgallery.wire.channel import ChildChannel, FrameError
 from llmgallery.wire.frames import (
     PROTOCOL,
@@ -28,33 +27,29 @@ from llmgallery.wire.frames import (
     Command,
     Configure,
     Detokenize,
+    Embed,
     Fatal,
     Hello,
     Load,
     Ready,
     Rejected,
     Render,
+    Rerank,
     Result,
     Stop,
     Submit,
     Tokenize,
+    Vectors,
 )
-from llmgallery.worker.answers import Answers
+from llmgallery.worker.answers import Answers, describe
 from llmgallery.worker.outbox import Outbox
+from llmgallery.worker.pooled import embed_job, rerank_job
 from llmgallery.worker.prepare import chat_tokens, check_tokens, prepare
 
 
 def serve(fd: int) -> None:
     """Runs until the process ends."""
     Child(ChildChannel(socket.socket(fileno=fd))).run()
-
-
-def describe(error: BaseException) -> ErrorInfo:
-    """What the parent is told of an exception; one that is not ours is a bug and leaves its traceback in the log."""
-    if isinstance(error, GalleryError):
-        return error.info()
-    traceback.print_exception(error, file=sys.stderr)
-    return ErrorInfo("GalleryError", f"{type(error).__name__}: {error}")
 
 
 class Child:
@@ -94,7 +89,7 @@ class Child:
                     return
                 case Cancel(id):
                     self._cancel(id)
-                case Submit(id):
+                case Submit(id) | Embed(id) | Rerank(id):
                     self._pending[id] = False
                     self._inbox.put(command)
                 case _:
@@ -108,6 +103,8 @@ class Child:
                 self._configs[digest] = config
             case Submit():
                 self._submit(command)
+            case Embed() | Rerank():
+                self._pool(command)
             case Tokenize() | Detokenize() | Render():
                 self._outbox.send(self._result(command))
             case _:
@@ -119,7 +116,7 @@ class Child:
             if spec is None:
                 raise LoadError(f"this worker has no backend {command.backend}")
             backend = spec.load()()
-            self._loaded = backend.load(command.config, [Path(file) for file in command.files], self._answers)
+            self._loaded = backend.load(command.config, _files(command), self._answers)
             self._backend = backend
         except Exception as exc:  # noqa: BLE001 - process border: the parent must hear of every failure
             info = describe(exc)
@@ -148,9 +145,36 @@ class Child:
             self._pending.pop(id)
             self._outbox.send(Rejected(id, describe(exc)))
             return
-        self._outbox.send(Accepted(id, len(prepared.job.prompt)))
-        self._answers.open(id, prepared.stops, prepared.preamble, command.coalesce)
+        self._outbox.send(Accepted(id, len(prepared.job.prompt), prepared.warnings))
+        self._answers.open(prepared, command.coalesce)
         backend.submit(prepared.job)
+        self._settle_cancel(id, backend)
+
+    def _pool(self, command: Embed | Rerank) -> None:
+        id = command.id
+        try:
+            backend = self._ready_backend()
+            if isinstance(command, Embed):
+                embed = embed_job(id, command.request, self._loaded)
+                self._announce(id)
+                backend.embed(embed)
+            else:
+                rerank = rerank_job(id, command.request, self._loaded)
+                self._announce(id)
+                backend.rerank(rerank)
+        except Exception as exc:  # noqa: BLE001 - process border: one request fails, the worker goes on
+            self._pending.pop(id)
+            self._outbox.send(Vectors(id, error=describe(exc)))
+            return
+        self._settle_cancel(id, backend)
+
+    def _announce(self, id: int) -> None:
+        """On its way to the parent before the backend has the job: who kills the process must not seem to have been waiting."""
+        self._outbox.send(Accepted(id))
+        self._outbox.flush(5)
+
+    def _settle_cancel(self, id: int, backend: Backend) -> None:
+        """The backend has the job now; what was withdrawn until then is withdrawn there."""
         with self._lock:
             withdrawn = self._pending.pop(id)
         if withdrawn:
@@ -182,3 +206,8 @@ class Child:
                     return Result(id, text=rendered.prompt, tokens=tuple(prompt))
         except Exception as exc:  # noqa: BLE001 - process border: one request fails, the worker goes on
             return Result(command.id, error=describe(exc))
+
+
+def _files(command: Load) -> Files:
+    weights, adapters, draft = (tuple(Path(file) for file in files) for files in (command.files, command.adapters, command.draft))
+    return Files(weights, adapters, draft)

@@ -3,43 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
 from llmgallery.backends.base import Backend, Job, Loaded
 from llmgallery.chat.prompt import Rendered, render_chat
 from llmgallery.config.model import ModelConfig
-from llmgallery.core.errors import ContextExceeded, InvalidField, TemplateError
+from llmgallery.core.errors import ContextExceeded, InvalidField, TemplateError, UnsupportedField
 from llmgallery.core.requests import ChatRequest, CompletionRequest, Request
 
 LONGEST_TOKEN = 512
 """Characters; the longest that known vocabularies have are runs of 128 or 256 spaces."""
 
 
+MOST_LOGPROBS = 1_000_000
+"""Log probabilities in one piece: those of an echoed prompt come at once, and must fit into a frame."""
+
+
 @dataclass(frozen=True)
 class Prepared:
-    """A job that fits, the strings that end it, and text that comes before its answer (echo)."""
+    """A job that fits, the strings that end it, and text that comes before its answer (echo).
+    `echoed`: which of the prompt's tokens that text shows. `warnings`: what of the request is ignored."""
 
     job: Job
-    stops: tuple[str, ...]
+    stops: tuple[str, ...] = ()
     preamble: str = ""
+    echoed: slice = field(default_factory=lambda: slice(None))
+    warnings: tuple[str, ...] = ()
+
+
+class _Prompt(NamedTuple):
+    """The tokens of a completion's prompt; those of `own` are the request's, the others mark where its text is filled in."""
+
+    tokens: list[int]
+    own: slice = slice(None)
+    warnings: tuple[str, ...] = ()
 
 
 def prepare(id: int, request: Request, config: ModelConfig, backend: Backend, loaded: Loaded) -> Prepared:
-    """Raises InvalidField, TemplateError, ContextExceeded."""
+    """Raises InvalidField, UnsupportedField, TemplateError, ContextExceeded."""
     check_bias(request.sampling.logit_bias or {}, config, loaded.vocab_size)
-    if isinstance(request, ChatRequest):
-        rendered, tokens = chat_tokens(request, config, backend, loaded)
-        stops, preamble = rendered.stops, ""
-    else:
-        tokens, stops = completion_tokens(request, backend, loaded), ()
-        preamble = _prompt_text(request, backend) if request.echo else ""
-    check_fits(len(tokens), loaded.context_size, "messages" if isinstance(request, ChatRequest) else "prompt")
     sampling = request.sampling
     if sampling.max_tokens is not None and sampling.max_tokens < 0:
         sampling = msgspec.structs.replace(sampling, max_tokens=None)
-    return Prepared(Job(id, tokens, sampling), tuple(dict.fromkeys((*request.stop, *stops))), preamble)
+    if isinstance(request, ChatRequest):
+        rendered, tokens = chat_tokens(request, config, backend, loaded)
+        check_fits(len(tokens), loaded.context_size, "messages")
+        stops = tuple(dict.fromkeys((*request.stop, *rendered.stops)))
+        return Prepared(Job(id, tokens, sampling, request.logprobs), stops)
+    prompt = completion_prompt(request, config, backend, loaded)
+    check_fits(len(prompt.tokens), loaded.context_size, "prompt", answer=sampling.max_tokens != 0)
+    scored = request.echo and request.logprobs is not None
+    if scored:
+        check_scores(len(prompt.tokens), request.logprobs or 0)
+    job = Job(id, prompt.tokens, sampling, request.logprobs, scored)
+    preamble = _prompt_text(request, backend) if request.echo else ""
+    return Prepared(job, tuple(dict.fromkeys(request.stop)), preamble, prompt.own, prompt.warnings)
 
 
 def chat_tokens(request: ChatRequest, config: ModelConfig, backend: Backend, loaded: Loaded) -> tuple[Rendered, list[int]]:
@@ -67,17 +88,49 @@ def _rendered(request: ChatRequest, config: ModelConfig, loaded: Loaded) -> Rend
         ) from exc
 
 
-def completion_tokens(request: CompletionRequest, backend: Backend, loaded: Loaded) -> list[int]:
-    """The prompt of a completion as tokens; token ids are taken as they are, once they are known to the vocabulary."""
-    if isinstance(request.prompt, str):
-        check_length(request.prompt, loaded.context_size, "prompt")
-        tokens = backend.tokenize(request.prompt, special=True, bos=loaded.add_bos)
-    else:
-        tokens = list(request.prompt)
-        check_tokens(tokens, loaded.vocab_size, "prompt")
+def completion_prompt(request: CompletionRequest, config: ModelConfig, backend: Backend, loaded: Loaded) -> _Prompt:
+    """The prompt of a completion; token ids are taken as they are, once they are known to the vocabulary."""
+    if not isinstance(request.prompt, str):
+        check_tokens(request.prompt, loaded.vocab_size, "prompt")
+    if request.suffix and loaded.fim is not None:
+        return _filled_in(request.prompt, request.suffix, backend, loaded, loaded.fim)
+    tokens = _tokens(request.prompt, "prompt", backend, loaded, special=True, bos=loaded.add_bos)
     if not tokens:
         raise InvalidField("the prompt is empty", field="prompt")
-    return tokens
+    return _Prompt(tokens, warnings=_ignored_suffix(config) if request.suffix else ())
+
+
+def _ignored_suffix(config: ModelConfig) -> tuple[str, ...]:
+    """The warning that the client is owed of a model that cannot fill in text. Raises UnsupportedField by `on_unsupported`."""
+    why = "this model cannot fill in text: its vocabulary has no tokens for that"
+    if config.on_unsupported.demands == "error":
+        raise UnsupportedField(
+            f"suffix: {why}; leave it out, or set `on_unsupported: {{demands: warn}}` in the model's YAML to have it ignored",
+            field="suffix",
+        )
+    return (f"suffix was ignored: {why}",) if config.on_unsupported.demands == "warn" else ()
+
+
+def _filled_in(
+    prompt: str | tuple[int, ...], suffix: str, backend: Backend, loaded: Loaded, marks: tuple[int, int, int]
+) -> _Prompt:
+    """BOS, prefix mark, prompt, suffix mark, suffix, middle mark: the order of llama-server's /infill. Texts are taken as text:
+    nothing in them is a control token."""
+    before, after, middle = marks
+    bos = backend.tokenize("", special=False, bos=True) if loaded.add_bos else []
+    own = _tokens(prompt, "prompt", backend, loaded, special=False, bos=False)
+    if bos and own[: len(bos)] == bos:
+        own = own[len(bos) :]
+    rest = _tokens(suffix, "suffix", backend, loaded, special=False, bos=False)
+    head = [*bos, before]
+    return _Prompt([*head, *own, after, *rest, middle], slice(len(head), len(head) + len(own)))
+
+
+def _tokens(text: str | tuple[int, ...], field: str, backend: Backend, loaded: Loaded, *, special: bool, bos: bool) -> list[int]:
+    if not isinstance(text, str):
+        return list(text)
+    check_length(text, loaded.context_size, field)
+    return backend.tokenize(text, special=special, bos=bos)
 
 
 def check_tokens(tokens: Sequence[int], vocab_size: int, field: str) -> None:
@@ -105,14 +158,25 @@ def check_length(prompt: str, context_size: int, field: str) -> None:
         )
 
 
-def check_fits(prompt_tokens: int, context_size: int, field: str) -> None:
-    """A prompt, which came in `field`, must leave room for one token at least. An answer that meets the end of the context
-    ends with "length"."""
-    if prompt_tokens >= context_size:
+def check_fits(prompt_tokens: int, context_size: int, field: str, *, answer: bool = True) -> None:
+    """A prompt, which came in `field`, must leave room for one token at least when there is to be an answer. An answer that
+    meets the end of the context ends with "length"."""
+    if prompt_tokens + answer > context_size:
         raise ContextExceeded(
-            f"the prompt has {prompt_tokens} tokens, but the context holds {context_size} with the answer: "
+            f"the prompt has {prompt_tokens} tokens, but the context holds {context_size}{' with the answer' if answer else ''}: "
             f"shorten the {field}, or raise context_size in the model's YAML",
             field=field,
+        )
+
+
+def check_scores(prompt_tokens: int, top: int) -> None:
+    """A prompt's log probabilities must be few enough to be sent."""
+    if prompt_tokens * (top + 1) > MOST_LOGPROBS:
+        most = MOST_LOGPROBS // prompt_tokens - 1
+        advice = f"ask for logprobs of {most} at most" if most >= 0 else "shorten the prompt"
+        raise InvalidField(
+            f"logprobs: {top} for each of {prompt_tokens} echoed tokens are more than fit into an answer; {advice}",
+            field="logprobs",
         )
 
 

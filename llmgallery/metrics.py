@@ -30,6 +30,10 @@ class StepFacts(Protocol):
     def waiting(self) -> int: ...
     @property
     def tokens(self) -> int: ...
+    @property
+    def guessed(self) -> int: ...
+    @property
+    def met(self) -> int: ...
 
 
 class ModelFacts(Protocol):
@@ -153,6 +157,8 @@ class _Models(Collector):
 def _engine(stats: Sequence[tuple[str, StepFacts]]) -> Iterator[Metric]:
     yield _counter("llmgallery_engine_steps", "Engine steps since the load", [(name, s.step) for name, s in stats])
     yield _counter("llmgallery_engine_tokens", "Tokens computed since the load", [(name, s.tokens) for name, s in stats])
+    yield _counter("llmgallery_engine_guessed_tokens", "Guesses checked since the load", [(name, s.guessed) for name, s in stats])
+    yield _counter("llmgallery_engine_met_tokens", "Guesses that were met", [(name, s.met) for name, s in stats])
     yield _gauge("llmgallery_engine_sequences", "Sequences in the last decode", [(name, s.sequences) for name, s in stats])
     yield _gauge(
         "llmgallery_engine_most_sequences",

@@ -34,7 +34,7 @@ def test_generations_are_counted_by_model_and_outcome() -> None:
 
 
 def test_models_are_asked_at_each_scrape() -> None:
-    stats = SimpleNamespace(step=9, sequences=2, most_sequences=4, waiting=1, tokens=70)
+    stats = SimpleNamespace(step=9, sequences=2, most_sequences=4, waiting=1, tokens=70, guessed=20, met=15)
     models = [
         SimpleNamespace(name="a", state="ready", busy=2, memory_bytes=1000, stats=stats),
         SimpleNamespace(name="b", state="failed", busy=0, memory_bytes=0, stats=None),
@@ -53,6 +53,7 @@ def test_models_are_asked_at_each_scrape() -> None:
     assert seen["llmgallery_model_memory_bytes", "a"] == 1000
     assert seen["llmgallery_engine_steps_total", "a"] == 9
     assert seen["llmgallery_engine_most_sequences", "a"] == 4
+    assert (seen["llmgallery_engine_guessed_tokens_total", "a"], seen["llmgallery_engine_met_tokens_total", "a"]) == (20, 15)
     assert ("llmgallery_engine_steps_total", "b") not in seen
     models.clear()
     assert ("llmgallery_model_busy", "a") not in samples(metrics)

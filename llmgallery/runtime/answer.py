@@ -7,25 +7,30 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 
 from llmgallery.core.errors import GalleryError, Overloaded
-from llmgallery.core.events import Done, Event, TextDelta
+from llmgallery.core.events import Done, Event, TextDelta, joined
 
 MAILBOX_BYTES = 1024 * 1024
+LOGPROB_BYTES = 16
+"""What an unread log probability counts: those of 3,000 tokens with 20 alternatives each fill a mailbox."""
 
 
 class Answer:
     """An async iterator of events that ends after Done. A slow reader holds only its own answer: adjacent text is merged,
-    and what comes on top of unread text beyond MAILBOX_BYTES cancels the answer.
+    and what comes on top of unread text beyond MAILBOX_BYTES cancels the answer. What finds the mailbox empty may be of any
+    size and does not count: a prompt's echo comes at once, and with it perhaps more log probabilities than an answer has.
 
-    `started`: it may have been in the batch in which its worker died, so it must not be tried again.
+    `started`: it may have been in the batch in which its worker died, so it must not be tried again. `warnings`: what the
+    worker ignores of the request, once it is accepted.
     """
 
     def __init__(self, id: int, cancel: Callable[[int], None]) -> None:
         self.id = id
         self.started = False
         self.emitted = False
+        self.warnings: tuple[str, ...] = ()
         self._cancel = cancel
         self._accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._events: deque[Event] = deque()
+        self._events: deque[tuple[Event, int]] = deque()
         self._unread = 0
         self._wake = asyncio.Event()
         self._closed = False
@@ -62,11 +67,9 @@ class Answer:
                 raise self._failure
             self._wake.clear()
             await self._wake.wait()
-        event = self._events.popleft()
-        if isinstance(event, TextDelta):
-            self._unread -= len(event.text)
-        else:
-            self._read_done = True
+        event, size = self._events.popleft()
+        self._unread -= size
+        self._read_done = isinstance(event, Done)
         return event
 
     # --- the worker's side ---------------------------------------------------------------------------------------------
@@ -83,10 +86,10 @@ class Answer:
         if isinstance(event, Done):
             self._closed = True
             if self._failure is None:
-                self._events.append(event)
-        elif not self._overflows(event):
+                self._events.append((event, 0))
+        elif not self._overflows(size := _size(event)):
             self.emitted = True
-            self._append(event)
+            self._append(event, size)
         self._wake.set()
 
     def fail(self, error: GalleryError) -> None:
@@ -98,19 +101,27 @@ class Answer:
             self._accepted.exception()  # retrieved: nobody may be waiting for it
         self._wake.set()
 
-    def _append(self, event: TextDelta) -> None:
-        last = self._events[-1] if self._events else None
-        if isinstance(last, TextDelta) and not last.extra and not event.extra:
-            self._events[-1] = TextDelta(last.text + event.text)
+    def _append(self, event: TextDelta, size: int) -> None:
+        if not self._events and size > MAILBOX_BYTES:
+            self._events.append((event, 0))
+            return
+        last, counted = self._events[-1] if self._events else (None, 0)
+        if isinstance(last, TextDelta) and counted and not last.extra and not event.extra:
+            self._events[-1] = joined((last, event)), counted + size
         else:
-            self._events.append(event)
-        self._unread += len(event.text)
+            self._events.append((event, size))
+        self._unread += size
 
-    def _overflows(self, event: TextDelta) -> bool:
+    def _overflows(self, size: int) -> bool:
         if self._failure is not None:
             return True
-        if not self._unread or self._unread + len(event.text) <= MAILBOX_BYTES:
+        if not self._unread or self._unread + size <= MAILBOX_BYTES:
             return False
         self._failure = Overloaded(f"the client did not read for {MAILBOX_BYTES} characters; its answer was cancelled")
         self.cancel()
         return True
+
+
+def _size(event: TextDelta) -> int:
+    """At least 1: what counts nothing is never merged with."""
+    return max(1, len(event.text) + LOGPROB_BYTES * sum(1 + len(entry.top) for entry in event.logprobs))

@@ -1,42 +1,73 @@
-"""Where a model's weights come from: a folder of this machine, or a download that everybody who asks shares."""
+"""Where a model's files come from: a folder of this machine, or a download that everybody who asks shares."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from llmgallery.backends.base import BackendSpec, Files
 from llmgallery.backends.loader import specs
+from llmgallery.catalog.companions import Located, Place, locate_all
 from llmgallery.catalog.hub import Hub
 from llmgallery.catalog.index import Entry
 from llmgallery.catalog.reference import HubReference
-from llmgallery.catalog.weights import locate
+
+OnBytes = Callable[[int, int], None]
 
 
 class WeightFiles:
-    """Implements the manager's `Files`."""
+    """Implements the manager's `FileSource`."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
 
-    async def ensure(self, entry: Entry, on_bytes: Callable[[int, int], None]) -> list[Path]:
-        """The entry's files, fetched if need be; the first is the weights or their first part. Raises HubError, ConfigError,
-        BadWeights."""
-        if not _needs_weights(entry.backend):
-            return []
-        located = locate(entry.config, entry.folder)
-        if isinstance(located, HubReference):
-            return await self._hub.ensure(located, on_bytes)
-        return list(located.paths)
+    async def ensure(self, entry: Entry, on_bytes: OnBytes) -> Files:
+        """The entry's files, fetched if need be, all at once. Raises HubError, ConfigError, LoadError, BadWeights."""
+        located = _locate(entry)
+        if located is None:
+            return Files()
+        count = _Count(on_bytes)
+        tasks = [asyncio.ensure_future(self._bring(place, partial(count.tell, place))) for place in dict.fromkeys(located.places)]
+        try:
+            found = dict(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:  # one failed: the downloads of the others go on, for the next who asks
+                task.cancel()
+        return Files(
+            found[located.weights],
+            tuple(file for place in located.adapters for file in found[place]),
+            found[located.draft] if located.draft else (),
+        )
+
+    async def _bring(self, place: Place, on_bytes: OnBytes) -> tuple[Place, tuple[Path, ...]]:
+        if isinstance(place, HubReference):
+            return place, tuple(await self._hub.ensure(place, on_bytes))
+        return place, place.paths
 
     def present(self, entry: Entry) -> bool:
         """No download is needed. Asks no network."""
-        if not _needs_weights(entry.backend):
-            return True
-        located = locate(entry.config, entry.folder)
-        return not isinstance(located, HubReference) or self._hub.cached(located) is not None
+        located = _locate(entry)
+        places = located.places if located is not None else ()
+        return all(not isinstance(place, HubReference) or self._hub.cached(place) is not None for place in places)
 
 
-def _needs_weights(backend: str | None) -> bool:
-    """A backend that nobody named is told by the weights, so there are some."""
-    spec = specs().get(backend) if backend is not None else None
-    return spec is None or spec.needs_weights
+class _Count:
+    """Progress of several downloads as one."""
+
+    def __init__(self, on_bytes: OnBytes) -> None:
+        self._on_bytes = on_bytes
+        self._told: dict[Place, tuple[int, int]] = {}
+
+    def tell(self, place: Place, done: int, total: int) -> None:
+        self._told[place] = (done, total)
+        self._on_bytes(sum(done for done, _ in self._told.values()), sum(total for _, total in self._told.values()))
+
+
+def _locate(entry: Entry) -> Located | None:
+    """None = the backend needs no weights. One that nobody named is told by the weights, so there are some."""
+    spec: BackendSpec | None = specs().get(entry.backend) if entry.backend is not None else None
+    if spec is not None and not spec.needs_weights:
+        return None
+    return locate_all(entry.config, entry.folder, spec.keys if spec is not None else None)

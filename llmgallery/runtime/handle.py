@@ -6,16 +6,18 @@ import asyncio
 import hashlib
 import itertools
 import logging
+import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import msgspec
 
 from llmgallery import __version__
+from llmgallery.backends.base import Files
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import GalleryError, LoadError, from_info
-from llmgallery.core.requests import ChatRequest, Request
+from llmgallery.core.requests import ChatRequest, EmbedRequest, Request, RerankRequest
 from llmgallery.runtime.answer import Answer
+from llmgallery.runtime.pooled import PooledAnswer
 from llmgallery.runtime.process import WorkerProcess
 from llmgallery.wire.channel import FrameError
 from llmgallery.wire.frames import (
@@ -25,6 +27,7 @@ from llmgallery.wire.frames import (
     Command,
     Configure,
     Detokenize,
+    Embed,
     Events,
     Fatal,
     Hello,
@@ -34,10 +37,12 @@ from llmgallery.wire.frames import (
     Rejected,
     Render,
     Report,
+    Rerank,
     Result,
     Stats,
     Submit,
     Tokenize,
+    Vectors,
 )
 
 _log = logging.getLogger(__name__)
@@ -56,23 +61,24 @@ class Handle:
         self._process = process
         self._on_progress = on_progress
         self._ids = itertools.count(1)
-        self._answers: dict[int, Answer] = {}
+        self._answers: dict[int, Answer | PooledAnswer] = {}
         self._results: dict[int, asyncio.Future[Result]] = {}
         self._configured: set[str] = set()
         self._reader = asyncio.create_task(self._read(), name=f"reader of {name}")
 
     @classmethod
     async def start(
-        cls, name: str, backend: str, config: ModelConfig, files: Sequence[Path], on_progress: Callable[[float], None]
+        cls, name: str, backend: str, config: ModelConfig, files: Files, on_progress: Callable[[float], None]
     ) -> Handle:
         """Spawns a worker and waits until it has loaded. Raises LoadError, BadWeights, BackendMissing, WorkerDied."""
         try:
             process = await WorkerProcess.spawn()
         except OSError as exc:
-            raise LoadError(f"the system starts no process for model {name}: {exc}") from exc
+            raise LoadError(f"the system does not start {sys.executable} for model {name}: {exc.strerror or exc}") from exc
         handle = cls(name, process, on_progress)
         try:
-            handle._send(Load(config, backend, tuple(str(file) for file in files)))
+            groups = [tuple(str(file) for file in group) for group in (files.weights, files.adapters, files.draft)]
+            handle._send(Load(config, backend, *groups))
             await asyncio.shield(handle._ready)
         except BaseException:
             await handle.stop()
@@ -106,6 +112,23 @@ class Handle:
             return answer
         self._answers[answer.id] = answer
         self._send(Submit(answer.id, self._configure(config), request, coalesce))
+        return answer
+
+    def embed(self, request: EmbedRequest) -> PooledAnswer:
+        """Vectors, one for each input."""
+        return self._pool(Embed(next(self._ids), request))
+
+    def rerank(self, request: RerankRequest) -> PooledAnswer:
+        """Scores, one for each document, each a vector of one number."""
+        return self._pool(Rerank(next(self._ids), request))
+
+    def _pool(self, command: Embed | Rerank) -> PooledAnswer:
+        answer = PooledAnswer(command.id, self._cancel)
+        if self.ended.done() or self.failure is not None:
+            answer.fail(self._death())
+            return answer
+        self._answers[answer.id] = answer
+        self._send(command)
         return answer
 
     async def tokenize(self, text: str, *, special: bool = False, bos: bool = False) -> tuple[int, ...]:
@@ -195,18 +218,8 @@ class Handle:
 
     def _dispatch(self, report: Report) -> None:
         match report:
-            case Events(items):
-                for id, event in items:
-                    if (answer := self._answers.get(id)) is not None:
-                        answer.put(event)
-                        if not answer.is_open:
-                            del self._answers[id]
-            case Accepted(id, prompt_tokens):
-                if (answer := self._answers.get(id)) is not None:
-                    answer.accept(prompt_tokens)
-            case Rejected(id, error):
-                if (answer := self._answers.pop(id, None)) is not None:
-                    answer.reject(from_info(error))
+            case Accepted() | Rejected() | Events() | Vectors():
+                self._dispatch_answers(report)
             case Result(id):
                 if (future := self._results.get(id)) is not None and not future.done():
                     future.set_result(report)
@@ -216,6 +229,27 @@ class Handle:
                 self._on_progress(fraction)
             case _:
                 self._dispatch_life(report)
+
+    def _dispatch_answers(self, report: Accepted | Rejected | Events | Vectors) -> None:
+        """Reports of requests that nobody waits for any more are passed over."""
+        match report:
+            case Events(items):
+                for id, event in items:
+                    if isinstance(answer := self._answers.get(id), Answer):
+                        answer.put(event)
+                        if not answer.is_open:
+                            del self._answers[id]
+            case Vectors(id):
+                if isinstance(pooled := self._answers.pop(id, None), PooledAnswer):
+                    pooled.put(report)
+            case Accepted(id, prompt_tokens, warnings):
+                if (taken := self._answers.get(id)) is not None:
+                    if isinstance(taken, Answer):
+                        taken.warnings = warnings
+                    taken.accept(prompt_tokens)
+            case Rejected(id, error):
+                if isinstance(refused := self._answers.pop(id, None), Answer):
+                    refused.reject(from_info(error))
 
     def _dispatch_life(self, report: Report) -> None:
         match report:

@@ -8,12 +8,13 @@ import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from llmgallery.backends.base import Files
 from llmgallery.backends.loader import specs
+from llmgallery.catalog.companions import ADAPTER_KEYS, DRAFT_KEY, check_companions
 from llmgallery.catalog.index import Entry
 from llmgallery.catalog.weights import backend_for
 from llmgallery.config.model import ModelConfig, load_options
@@ -29,10 +30,10 @@ OnBytes = Callable[[int, int], None]
 T = TypeVar("T")
 
 
-class Files(Protocol):
-    """Where weights come from: local files, or a download that everybody who asks shares."""
+class FileSource(Protocol):
+    """Where a model's files come from: local ones, or a download that everybody who asks shares."""
 
-    async def ensure(self, entry: Entry, on_bytes: OnBytes) -> list[Path]: ...
+    async def ensure(self, entry: Entry, on_bytes: OnBytes) -> Files: ...
 
 
 class Manager:
@@ -41,7 +42,7 @@ class Manager:
 
     def __init__(
         self,
-        files: Files,
+        files: FileSource,
         *,
         memory_budget: int | None = None,
         queue_wait: float = 60.0,
@@ -107,7 +108,7 @@ class Manager:
         if self._stopping:
             raise _shutting_down()
 
-    async def _ensure(self, lease: Lease, entry: Entry) -> list[Path]:
+    async def _ensure(self, lease: Lease, entry: Entry) -> Files:
         """Raises HubError, ConfigError."""
         try:
             return await self._files.ensure(entry, lambda done, total: self._downloading(lease, entry.name, done, total))
@@ -144,9 +145,9 @@ class Manager:
         resident.used(time.monotonic())
         self._changed()
 
-    def _resident(self, entry: Entry, files: list[Path]) -> Resident:
+    def _resident(self, entry: Entry, files: Files) -> Resident:
         """The record of the entry's load key; five YAMLs over one file share one. Raises LoadError."""
-        backend = entry.backend or backend_for(files, specs())
+        backend = entry.backend or backend_for(files.weights, specs())
         key = load_key(backend, entry.config, files)
         resident = self._residents.get(key)
         if resident is None:
@@ -206,7 +207,7 @@ class Manager:
                 await asyncio.shield(going.ended)
             free = self._free(resident)
             idle = sum(other.bytes for other in self._others(resident) if policy.is_evictable(other.facts()))
-            plan = await asyncio.to_thread(memory.plan, entry.config, resident.files, free, free + idle)
+            plan = await asyncio.to_thread(_plan, entry.config, resident.files, free, free + idle)
             resident.bytes = plan.bytes
             if plan.shrunk_from is not None:
                 _log.warning(
@@ -356,15 +357,25 @@ class Manager:
         return task
 
 
-def load_key(backend: str, config: ModelConfig, files: list[Path]) -> str:
+def load_key(backend: str, config: ModelConfig, files: Files) -> str:
     """Equal for models that can share a worker: backend, files by path, size and time, load options. Raises LoadError."""
     try:
-        identity = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        identity = [
+            [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in group]
+            for group in (files.weights, files.adapters, files.draft)
+        ]
     except OSError as exc:
         raise LoadError(f"{exc.filename} cannot be read: {exc.strerror}") from exc
-    named = ("backend", "model", "parameters.model")  # what they mean is in the other two
+    # What they mean is in the other two.
+    named = {"backend", "model", "parameters.model", DRAFT_KEY, *ADAPTER_KEYS}
     options = {key: value for key, value in load_options(config).items() if key not in named}
     return hashlib.sha256(msgspec.json.encode([backend, identity, options], order="sorted")).hexdigest()[:16]
+
+
+def _plan(config: ModelConfig, files: Files, free: int, most: int) -> memory.Plan:
+    """Blocks (files). Raises BadWeights."""
+    check_companions(files.weights, files.adapters, files.draft)
+    return memory.plan(config, files, free, most)
 
 
 async def _follow(source: Board, target: Board) -> None:

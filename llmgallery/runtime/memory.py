@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from llmgallery.backends.base import Files
 from llmgallery.catalog import gguf
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import BadWeights
@@ -18,6 +19,9 @@ KV_SHARE = 0.25  # of what is free, for slots that nobody asked for
 MOST_SLOTS = 8
 SMALLEST_CONTEXT = 2048  # tokens; less is no conversation
 DEFAULT_CONTEXT = 4096  # for a header that does not tell
+POOLED_TOKENS = 512  # of a decode that makes embeddings
+POOLED_LOGITS = 256 << 20
+ACTIVATION_BYTES = 32  # of each number of an embedding, for each token of an encoder's input: measured
 MEASURED_SHARE = 0.9  # of the available memory: the rest is the system's
 
 
@@ -31,7 +35,7 @@ def available() -> int:
 @dataclass(frozen=True)
 class Plan:
     """A configuration with `parallel` and `context_size` decided, and what it will take: `bytes` in all, of which
-    `cache_bytes` for each token of each slot's context (0 = not known). `shrunk_from`: the context that the model has, when
+    `cache_bytes` for each token of each of the `caches` (0 = not known). `shrunk_from`: the context that the model has, when
     that did not fit and nobody had asked for it; `own_context`: the context that it has."""
 
     config: ModelConfig
@@ -39,38 +43,65 @@ class Plan:
     cache_bytes: float = 0.0
     shrunk_from: int | None = None
     own_context: int | None = None
+    caches: int = 1
 
     def advice(self, most: int) -> str:
         """What would make it fit into `most` bytes."""
         context, slots = self.config.context_size, self.config.parallel
         if self.cache_bytes and context and slots:
-            left = most - (self.bytes - self.cache_bytes * context * slots)
+            left = most - (self.bytes - self.cache_bytes * context * self.caches)
             fitting = min(int(left / self.cache_bytes), self.own_context or context) // 256 * 256
             if fitting >= 256:
                 return f"context_size: {fitting} and parallel: 1 would fit (now {context} and {slots})"
         return "take a smaller quantisation, or set memory_budget if the machine has more than it seems"
 
 
-def plan(config: ModelConfig, files: Sequence[Path], free: int, most: int) -> Plan:
-    """Weights x 1.1 + KV cache by the header. Files that are no GGUF count by their size.
+def plan(config: ModelConfig, files: Files, free: int, most: int) -> Plan:
+    """Weights x 1.1 + KV cache by the header, the same for the draft model, adapters by their size. Files that are no GGUF
+    count by their size.
 
     `most`: what could be had if every idle model went. A context that nobody set is the model's own, or what fits into
     `most`; it is never cut below SMALLEST_CONTEXT.
     """
-    weights = sum(file.stat().st_size for file in files if file.is_file())
+    weights = sum(file.stat().st_size for file in (*files.weights, *files.draft, *files.adapters) if file.is_file())
     base = int(weights * WEIGHTS_FACTOR)
-    header = _header(files)
+    header, draft = _header(files.weights), _header(files.draft)
     if header is None:
         return Plan(config, base)
     own = header.context_length or DEFAULT_CONTEXT
     types = (config.cache_type_k or "f16", config.cache_type_v or "f16")
-    per_token = gguf.kv_bytes(header, own, 1, *types) / own
+    per_token = (_cache_bytes(header, draft, own, types) + _pooled_bytes(header, config, own, types)) / own
     context = config.context_size or fitting_context(own, per_token, most - base)
-    one = gguf.kv_bytes(header, context, 1, *types)
-    slots = config.parallel or default_slots(one, free - weights)
+    one = _cache_bytes(header, draft, context, types)
+    base += _pooled_bytes(header, config, context, types)
+    slots = config.parallel or (MOST_SLOTS if _shares_cache(config) else default_slots(one, free - weights))
     planned = msgspec.structs.replace(config, parallel=slots, context_size=context)
     shrunk = own if config.context_size is None and context < own else None
-    return Plan(planned, base + one * slots, one / context, shrunk, own)
+    caches = 1 if _shares_cache(config) else slots
+    return Plan(planned, base + one * caches, one / context, shrunk, own, caches)
+
+
+def _shares_cache(config: ModelConfig) -> bool:
+    """All requests share one cache of `context_size`; else each slot has its own."""
+    return isinstance(config.options, dict) and config.options.get("kv_unified") is True
+
+
+def _cache_bytes(header: gguf.Header, draft: gguf.Header | None, context: int, types: tuple[str, str]) -> int:
+    """Of one slot, in both models. Encoders keep none; a draft model keeps F16, and no more than it was trained for."""
+    own = gguf.kv_bytes(header, context, 1, *types) if gguf.is_causal(header) else 0
+    return own + (gguf.kv_bytes(draft, min(context, draft.context_length or context)) if draft is not None else 0)
+
+
+def _pooled_bytes(header: gguf.Header, config: ModelConfig, context: int, types: tuple[str, str]) -> int:
+    """Of llama.cpp's context for embeddings or scores. An encoder computes an input at once, and llama.cpp sets the logits of
+    all its tokens aside (though it computes none); a causal model does so for a decode's, and keeps one cache more."""
+    if not gguf.is_causal(header):
+        logits = 4 * header.num_tokens * max(context, POOLED_TOKENS)
+        return logits + ACTIVATION_BYTES * header.embedding_length * context + 2 * context * context  # the mask, in F16
+    if not config.embeddings and not config.reranking:
+        return 0
+    logits = 8 * header.num_tokens * POOLED_TOKENS  # computed once, then copied
+    return gguf.kv_bytes(header, context + POOLED_TOKENS, 1, *types) + min(logits, POOLED_LOGITS)
 
 
 def fitting_context(own: int, per_token: float, room: int) -> int:

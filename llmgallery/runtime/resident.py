@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from llmgallery.backends.base import Files
 from llmgallery.catalog.index import Entry
 from llmgallery.config.model import load_options
 from llmgallery.config.units import parse_duration
@@ -46,7 +46,7 @@ class Resident:
     """`entries`: the YAMLs that share this worker, by name. `handle`: the live worker; `leaving`: one that is being stopped
     and holds its memory until its process is gone."""
 
-    def __init__(self, key: str, name: str, backend: str, files: list[Path], keep_alive: float) -> None:
+    def __init__(self, key: str, name: str, backend: str, files: Files, keep_alive: float) -> None:
         self.key = key
         self.name = name
         self.backend = backend

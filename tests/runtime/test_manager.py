@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from llmgallery.backends.base import Files
 from llmgallery.catalog.index import Entry
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import BackendMissing, ContextExceeded, InvalidField, LoadError, Overloaded, WorkerDied
@@ -39,10 +40,10 @@ class LocalFiles:
             self.files[name] = folder / f"{name}.weights"
             self.files[name].write_bytes(b"\0" * size)
 
-    async def ensure(self, entry: Entry, on_bytes) -> list[Path]:
+    async def ensure(self, entry: Entry, on_bytes) -> Files:
         self.calls.append(entry.name)
         on_bytes(1, 2)
-        return [self.files[entry.name]] if entry.name in self.files else []
+        return Files((self.files[entry.name],)) if entry.name in self.files else Files()
 
 
 @asynccontextmanager
@@ -391,11 +392,12 @@ async def test_stop_lets_running_requests_finish_and_takes_no_new_ones(tmp_path)
 
 ORPHAN = """
 import asyncio, sys
+from llmgallery.backends.base import Files
 from llmgallery.config.model import ModelConfig
 from llmgallery.runtime.handle import Handle
 
 async def main():
-    handle = await Handle.start("m", "echo", ModelConfig(options={"gate": sys.argv[1]}), [], lambda fraction: None)
+    handle = await Handle.start("m", "echo", ModelConfig(options={"gate": sys.argv[1]}), Files(), lambda fraction: None)
     from llmgallery.core.messages import say
     from llmgallery.core.requests import ChatRequest
     await handle.submit(ChatRequest((say("user", "x"),)), ModelConfig()).accepted()

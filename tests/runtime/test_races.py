@@ -3,11 +3,11 @@
 import asyncio
 import os
 import signal
-from pathlib import Path
 
 import pytest
 from test_manager import BUDGET, DEADLINE, SIZES, LocalFiles, ask, chat, entry, is_alive, running, until
 
+from llmgallery.backends.base import Files
 from llmgallery.core.errors import ErrorInfo, GalleryError, LoadError, Overloaded
 from llmgallery.runtime.handle import Handle
 from llmgallery.runtime.manager import Manager
@@ -77,7 +77,7 @@ async def test_files_that_come_after_the_stop_start_nothing(tmp_path) -> None:
     arrived = asyncio.Event()
 
     class SlowFiles(LocalFiles):
-        async def ensure(self, entry, on_bytes) -> list[Path]:
+        async def ensure(self, entry, on_bytes) -> Files:
             await arrived.wait()
             return await super().ensure(entry, on_bytes)
 
@@ -99,7 +99,7 @@ async def test_a_reader_that_breaks_ends_its_worker(tmp_path) -> None:
     who = entry(options={"load_steps": 2})
     async with asyncio.timeout(DEADLINE):
         with pytest.raises(GalleryError, match="nobody foresaw this"):
-            await Handle.start("m", "echo", who.config, [], broken)
+            await Handle.start("m", "echo", who.config, Files(), broken)
 
 
 async def test_settings_of_unloading_act_at_once(tmp_path) -> None:
@@ -110,7 +110,7 @@ async def test_settings_of_unloading_act_at_once(tmp_path) -> None:
 
 
 def test_loads_that_fail_after_a_long_life_wait_longer_and_longer() -> None:
-    resident = Resident("key", "m", "echo", [], 900.0)
+    resident = Resident("key", "m", "echo", Files(), 900.0)
     resident._loaded_at = 1.0
     for _ in range(3):
         resident.failed("it broke", 1.0 + 2 * STABLE_SECONDS)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
+from llmgallery.backends.base import BackendSpec
 from llmgallery.config.model import Demand, OnUnsupported
 from llmgallery.core.errors import UnsupportedField
 
-SUPPORTED = frozenset({"n"})
-"""Features that every model has. The others come with their issues and with what a worker says in Ready."""
+FEATURES = frozenset({"n", "logprobs", "best_of", "suffix"})
+"""What this version can do with one backend or another. The others come with their issues."""
+
+OF_BACKENDS = frozenset({"logprobs", "suffix"})
+"""Those that a backend must be able to do, and says so in its capabilities; a suffix needs tokens of the model besides."""
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -21,11 +25,19 @@ class Wish(msgspec.Struct, frozen=True):
     hint: bool = False
 
 
-def settle(wishes: Sequence[Wish], policy: OnUnsupported, model: str) -> tuple[str, ...]:
+def features_of(spec: BackendSpec | None) -> frozenset[str]:
+    """What models of this backend can do. None = nobody knows the backend before the weights are here: all may be asked for."""
+    if spec is None:
+        return FEATURES
+    lacking = OF_BACKENDS - spec.capabilities
+    return FEATURES - lacking - ({"best_of"} if "logprobs" in lacking else set())
+
+
+def settle(wishes: Sequence[Wish], policy: OnUnsupported, model: str, features: Collection[str] = FEATURES) -> tuple[str, ...]:
     """The warnings that the client is owed. Raises UnsupportedField for the first wish that must not be passed over."""
     warnings = []
     for wish in wishes:
-        if wish.feature in SUPPORTED:
+        if wish.feature in features:
             continue
         rule: Demand = policy.hints if wish.hint else policy.demands
         if rule == "error":

@@ -8,31 +8,21 @@ from collections.abc import Callable
 
 import msgspec
 
+from llmgallery.backends.loader import specs
+from llmgallery.catalog.purpose import Cached, nothing_cached
 from llmgallery.catalog.registry import Entry, Registry, Snapshot
-from llmgallery.config.merge import merge_sampling, merge_stops
 from llmgallery.config.settings import Settings
-from llmgallery.core.errors import InvalidField, ModelBroken, ModelNotFound
-from llmgallery.core.requests import Request
-from llmgallery.core.sampling import Sampling
+from llmgallery.core.errors import ModelBroken, ModelNotFound
 from llmgallery.metrics import Metrics
 from llmgallery.runtime.manager import Manager
-from llmgallery.service.demands import Wish, settle
+from llmgallery.service.demands import features_of, settle
 from llmgallery.service.generation import Generation
 from llmgallery.service.names import resolve
-
-MOST_ANSWERS = 512
-
-
-class Ask(msgspec.Struct, frozen=True):
-    """What a dialect understood of one call. `prompts`: one request each; every one is answered `copies` times.
-    `token`: the bearer token, which may name the model when no API key is configured."""
-
-    model: str | None
-    prompts: tuple[Request, ...]
-    copies: int = 1
-    wishes: tuple[Wish, ...] = ()
-    stream: bool = False
-    token: str | None = None
+from llmgallery.service.pooling import PoolAsk, Pooling, use_of
+from llmgallery.service.spread import Ask as Ask
+from llmgallery.service.spread import spread
+from llmgallery.service.turn import Turn
+from llmgallery.service.uses import Use, check_use
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -48,10 +38,11 @@ class ModelInfo(msgspec.Struct, frozen=True):
 class Gallery:
     """Models by name. `start` returns at once; until the folder has been read, calls wait for it."""
 
-    def __init__(self, settings: Settings, registry: Registry, manager: Manager) -> None:
+    def __init__(self, settings: Settings, registry: Registry, manager: Manager, cached: Cached = nothing_cached) -> None:
         self.settings = settings
         self.registry = registry
         self.manager = manager
+        self._cached = cached
         self.metrics = Metrics()
         self.metrics.watch(manager.states, lambda: manager.restarts, lambda: manager.evictions)
         self._reading: asyncio.Task[Snapshot] | None = None
@@ -133,44 +124,28 @@ class Gallery:
         """The answers, to be entered with `async with`. Raises RequestError, ModelNotFound, ModelBroken; a
         full model is told on entering, what the worker finds by Generation.accepted."""
         entry = await self.entry(ask.model, ask.token)
-        warnings = settle(ask.wishes, entry.config.on_unsupported, entry.name)
-        requests = _spread(ask, entry)
+        features = features_of(specs().get(entry.backend or ""))
+        warnings = settle(ask.wishes, entry.config.on_unsupported, entry.name, features)
+        asked = spread(ask, entry, features)
         return Generation(
-            entry,
-            self.manager.lease(entry),
-            requests,
-            self.metrics,
-            self._running,
-            copies=ask.copies,
+            await self._turn(entry, "generate"),
+            asked,
             coalesce=not ask.stream,
             warnings=warnings,
         )
+
+    async def pool(self, ask: PoolAsk) -> Pooling:
+        """Vectors or scores, to be entered with `async with`. Raises as `generate` does."""
+        entry = await self.entry(ask.model, ask.token)
+        warnings = settle(ask.wishes, entry.config.on_unsupported, entry.name)
+        return Pooling(await self._turn(entry, use_of(ask.request)), ask, warnings)
+
+    async def _turn(self, entry: Entry, use: Use) -> Turn:
+        """Raises UnsupportedField when the model is known not to be made for this use."""
+        await asyncio.to_thread(check_use, entry, use, self._cached)
+        return Turn(entry, self.manager.lease(entry), self.metrics, self._running, use)
 
 
 def _info(entry: Entry) -> ModelInfo:
     config = entry.config
     return ModelInfo(entry.name, entry.created, config.owned_by, tuple(entry.aliases), config.description)
-
-
-def _spread(ask: Ask, entry: Entry) -> list[Request]:
-    """All requests with the model's settings under their own, copies of a prompt together. Copies of a seeded request count
-    its seed up, or they would all say the same."""
-    if len(ask.prompts) * ask.copies > MOST_ANSWERS:
-        raise InvalidField(f"a request may ask for {MOST_ANSWERS} answers at most: prompts x n", field="n")
-    merged = [_merged(request, entry) for request in ask.prompts]
-    return [_copy(request, copy) for request in merged for copy in range(ask.copies)]
-
-
-def _merged(request: Request, entry: Entry) -> Request:
-    return msgspec.structs.replace(
-        request,
-        sampling=merge_sampling(request.sampling, entry.config, Sampling()),
-        stop=merge_stops(request.stop, entry.config),
-    )
-
-
-def _copy(request: Request, copy: int) -> Request:
-    seed = request.sampling.seed
-    if copy == 0 or seed is None or seed < 0:
-        return request
-    return msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, seed=seed + copy))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
-from collections import Counter
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from types import TracebackType
@@ -15,23 +14,25 @@ import msgspec
 
 from llmgallery import __version__
 from llmgallery.catalog.registry import Entry
-from llmgallery.core.errors import Cancelled, GalleryError, Overloaded, WorkerDied, from_info
-from llmgallery.core.events import Done, Event, Progress, Reason, TextDelta, Usage
+from llmgallery.core.errors import Cancelled, GalleryError, WorkerDied, from_info
+from llmgallery.core.events import Done, Event, Progress, Reason, TextDelta, TokenLogprob, Usage, joined
 from llmgallery.core.requests import Request
-from llmgallery.metrics import Metrics
 from llmgallery.runtime.answer import Answer
 from llmgallery.runtime.handle import Handle
-from llmgallery.runtime.lease import Lease
+from llmgallery.service.spread import Spread
+from llmgallery.service.turn import Turn
 
 Item = tuple[int, Event]
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """One whole answer."""
+    """One whole answer. `logprobs`, `offsets`: as in TextDelta, where they were asked for."""
 
     text: str
     reason: Reason
     stop: str | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    offsets: tuple[int, ...] = ()
 
 
 class Generation:
@@ -39,29 +40,25 @@ class Generation:
     what still runs. An async iterator of (index, event) that ends after the last Done; index = prompt * copies + copy.
     Raises GalleryError: one failed answer fails all.
 
-    `requests`: all copies of a prompt stand together. `running`: open generations by model. `coalesce`: nobody streams it.
+    `coalesce`: nobody streams it. `logprobs`: the client wants them.
     """
 
     def __init__(
         self,
-        entry: Entry,
-        lease: Lease,
-        requests: Sequence[Request],
-        metrics: Metrics,
-        running: Counter[str],
+        turn: Turn,
+        asked: Spread,
         *,
-        copies: int = 1,
         coalesce: bool = False,
         warnings: tuple[str, ...] = (),
     ) -> None:
-        self.entry = entry
+        self.entry: Entry = turn.entry
         self.warnings = warnings
-        self.copies = copies
-        self._lease = lease
-        self._requests = requests
+        self.copies = asked.copies
+        self.choices = asked.choices
+        self.logprobs = asked.logprobs
+        self._turn = turn
+        self._requests = asked.requests
         self._coalesce = coalesce
-        self._metrics = metrics
-        self._running = running
         self._handle: Handle | None = None
         self._acquiring = asyncio.Lock()
         self._answers: dict[int, Answer] = {}
@@ -69,15 +66,19 @@ class Generation:
         # Holds one event: what a slow client does not take stays in the answers' mailboxes, which are bounded.
         self._items: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue(1)
         self._accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._unaccepted = set(range(len(requests)))
+        self._unaccepted = set(range(len(asked.requests)))
         self._done: dict[int, Done] = {}
         self._failure: Exception | None = None
-        self._started = time.monotonic()
         self._texted = False
 
     def __len__(self) -> int:
         """How many answers there will be."""
         return len(self._requests)
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+        return self.entry.name
 
     @property
     def fingerprint(self) -> str:
@@ -88,11 +89,11 @@ class Generation:
     @property
     def progress(self) -> Progress | None:
         """How far the model is on its way; None once it is ready."""
-        return self._lease.progress
+        return self._turn.progress
 
     async def changed(self) -> None:
         """Until the progress changes."""
-        await self._lease.changed()
+        await self._turn.changed()
 
     async def accepted(self) -> None:
         """Until the worker has taken all requests. Raises what one was refused for, or why there is no worker."""
@@ -113,10 +114,7 @@ class Generation:
         )
 
     async def __aenter__(self) -> Self:
-        self._check_limit()
-        await self._lease.__aenter__()
-        self._metrics.began(self.entry.name)
-        self._running[self.entry.name] += 1
+        await self._turn.begin()
         self._tasks = [
             asyncio.create_task(self._answer(index, request), name=f"answer {index} of {self.entry.name}")
             for index, request in enumerate(self._requests)
@@ -128,18 +126,7 @@ class Generation:
             self._abandon()
             await asyncio.gather(*self._tasks, return_exceptions=True)
         finally:
-            await self._lease.__aexit__(kind, error, trace)
-            self._running[self.entry.name] -= 1
-            self._metrics.ended(self.entry.name, self._outcome(), time.monotonic() - self._started, self.usage)
-
-    def _check_limit(self) -> None:
-        """Here, where the count grows: a check that comes earlier lets more in than the limit allows."""
-        limits, running = self.entry.config.limits, self._running[self.entry.name]
-        if limits.max_concurrent is not None and running >= limits.max_concurrent:
-            raise Overloaded(
-                f"model {self.entry.name} already answers {running} requests, as many as its limits.max_concurrent allows",
-                retry_after=limits.retry_after_seconds if limits.retry_after_seconds is not None else 1,
-            )
+            await self._turn.end(self._outcome(), self.usage)
 
     def __aiter__(self) -> AsyncIterator[Item]:
         return self
@@ -155,7 +142,7 @@ class Generation:
             self._done[index] = event
         elif not self._texted and event.text:
             self._texted = True
-            self._metrics.first_text(self.entry.name, time.monotonic() - self._started)
+            self._turn.metrics.first_text(self.entry.name, self._turn.seconds)
         return index, event
 
     def _outcome(self) -> str:
@@ -195,6 +182,7 @@ class Generation:
             answer = self._answers[index] = handle.submit(request, self.entry.config, self._coalesce)
             try:
                 await answer.accepted()
+                self.warnings = tuple(dict.fromkeys((*self.warnings, *answer.warnings)))
                 self._accept(index)
                 async for event in answer:
                     yield event
@@ -208,7 +196,7 @@ class Generation:
         """The worker that all answers share; a new one when it is `dead`."""
         async with self._acquiring:
             if self._handle is None or self._handle is dead:
-                self._handle = await self._lease.handle()
+                self._handle = await self._turn.handle()
             return self._handle
 
     def _accept(self, index: int) -> None:
@@ -227,13 +215,36 @@ def _checked(event: Event) -> Event:
 
 
 async def fold(generation: Generation) -> list[Choice]:
-    """The whole answers, by index: what streaming would have sent. Raises GalleryError."""
-    texts: list[list[str]] = [[] for _ in range(len(generation))]
+    """The whole answers, by index: what streaming would have sent, or of more copies than choices the likeliest. Raises
+    GalleryError."""
+    deltas: list[list[TextDelta]] = [[] for _ in range(len(generation))]
     ends: dict[int, Done] = {}
     async for index, event in generation:
         match event:
-            case TextDelta(text):
-                texts[index].append(text)
+            case TextDelta():
+                deltas[index].append(event)
             case Done():
                 ends[index] = event
-    return [Choice("".join(text), ends[index].reason, ends[index].stop) for index, text in enumerate(texts)]
+    chosen = likeliest([ends[index] for index in range(len(generation))], generation.copies, generation.choices)
+    return [_choice(joined(deltas[index]), ends[index], generation.logprobs) for index in chosen]
+
+
+def _choice(whole: TextDelta, end: Done, logprobs: bool) -> Choice:
+    tokens, offsets = (whole.logprobs, whole.offsets) if logprobs else ((), ())
+    return Choice(whole.text, end.reason, end.stop, tokens, offsets)
+
+
+def likeliest(ends: Sequence[Done], copies: int, choices: int) -> list[int]:
+    """The answers that are given: of each prompt's copies those whose tokens are likeliest on average, the best first."""
+    if copies == choices:
+        return list(range(len(ends)))
+    return [
+        index
+        for start in range(0, len(ends), copies)
+        for index in sorted(range(start, start + copies), key=lambda index: _score(ends[index]), reverse=True)[:choices]
+    ]
+
+
+def _score(end: Done) -> float:
+    """OpenAI's measure; an answer without any token has none, and comes last."""
+    return -math.inf if end.mean_logprob is None else end.mean_logprob

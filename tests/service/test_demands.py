@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from llmgallery.backends.base import BackendSpec
+from llmgallery.backends.loader import specs
 from llmgallery.config.model import OnUnsupported
 from llmgallery.core.errors import UnsupportedField
-from llmgallery.service.demands import Wish, settle
+from llmgallery.service.demands import FEATURES, Wish, features_of, settle
 
 TOOLS = Wish("tools", "tools")
 USER = Wish("user", "user", hint=True)
@@ -33,3 +35,20 @@ def test_hints_may_be_refused_too() -> None:
 
 def test_several_answers_are_supported() -> None:
     assert settle([Wish("n", "n")], OnUnsupported(), "m") == ()
+    assert settle([Wish("n", "n")], OnUnsupported(), "m", frozenset({"n"})) == ()
+
+
+@pytest.mark.parametrize("feature", ["logprobs", "suffix", "best_of"])
+def test_what_the_backend_lacks_is_settled_like_any_demand(feature: str) -> None:
+    wish, lacking = Wish(feature, feature), FEATURES - {feature}
+    assert settle([wish], OnUnsupported(), "m") == ()
+    with pytest.raises(UnsupportedField, match=f"{feature} is not supported by model m"):
+        settle([wish], OnUnsupported(), "m", lacking)
+    (warning,) = settle([wish], OnUnsupported(demands="warn"), "m", lacking)
+    assert warning == f"{feature} was ignored: model m does not support it"
+
+
+def test_backends_say_what_they_can_do() -> None:
+    assert features_of(specs()["echo"]) == features_of(specs()["llama-cpp"]) == features_of(None) == FEATURES
+    lesser = BackendSpec(name="lesser", implementation="nowhere:Nothing", capabilities=frozenset({"suffix"}))
+    assert features_of(lesser) == {"n", "suffix"}  # the best can be told by log probabilities only

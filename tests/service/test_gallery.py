@@ -11,8 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from llmgallery.backends.echo import vocab
 from llmgallery.cli.stack import Stack, build
 from llmgallery.config.settings import Settings
 from llmgallery.core.errors import InvalidField, ModelBroken, ModelNotFound, Overloaded, WorkerDied
@@ -20,9 +22,9 @@ from llmgallery.core.events import Done, TextDelta, Usage
 from llmgallery.core.messages import say
 from llmgallery.core.requests import ChatRequest, CompletionRequest
 from llmgallery.core.sampling import Sampling
-from llmgallery.service import gallery as door
 from llmgallery.service.gallery import Ask, Gallery
 from llmgallery.service.generation import Generation, fold
+from llmgallery.service.spread import MOST_ANSWERS, spread
 
 DEADLINE = 20.0
 
@@ -66,6 +68,11 @@ def chat(text: str, **sampling: Any) -> ChatRequest:
     return ChatRequest((say("user", text),), Sampling(**sampling))
 
 
+def counted(usage: Usage) -> Usage:
+    """Without what depends on the order of the requests."""
+    return msgspec.structs.replace(usage, cached_tokens=0)
+
+
 async def test_a_generation_is_events_and_its_fold_is_the_answer(folder: Folder) -> None:
     folder.add("echo")
     async with await folder.gallery.generate(Ask("echo", (chat("one"), chat("four!")), copies=2)) as generation:
@@ -79,7 +86,7 @@ async def test_a_generation_is_events_and_its_fold_is_the_answer(folder: Folder)
                 ends.append(index)
         assert texts == ["one", "one", "four!", "four!"]
         assert sorted(ends) == [0, 1, 2, 3]
-        assert generation.usage == Usage(prompt_tokens=6 + 8, completion_tokens=4 + 4 + 6 + 6)
+        assert counted(generation.usage) == Usage(prompt_tokens=6 + 8, completion_tokens=4 + 4 + 6 + 6)
     async with await folder.gallery.generate(Ask("echo", (chat("one"), chat("four!")), copies=2)) as generation:
         assert [choice.text for choice in await fold(generation)] == texts
 
@@ -107,7 +114,7 @@ async def test_names_are_resolved_and_broken_files_told_apart(folder: Folder) ->
 
 async def test_more_answers_than_a_request_may_ask_for(folder: Folder) -> None:
     folder.add("echo")
-    prompts = tuple(CompletionRequest("x") for _ in range(door.MOST_ANSWERS // 2 + 1))
+    prompts = tuple(CompletionRequest("x") for _ in range(MOST_ANSWERS // 2 + 1))
     with pytest.raises(InvalidField):
         await folder.gallery.generate(Ask("echo", prompts, copies=2))
 
@@ -116,11 +123,11 @@ async def test_the_model_s_settings_lie_under_the_request_s(folder: Folder) -> N
     folder.add("echo", stopwords=["END"], parameters={"temperature": 0.1, "top_k": 3, "seed": 5})
     request = ChatRequest((say("user", "x"),), Sampling(temperature=0.9), ("stop",))
     entry = await folder.gallery.entry("echo")
-    first, second = door._spread(Ask("echo", (request,), copies=2), entry)
+    first, second = spread(Ask("echo", (request,), copies=2), entry).requests
     assert (first.sampling.temperature, first.sampling.top_k, first.sampling.top_p) == (0.9, 3, 0.95)
     assert first.stop == ("stop", "END")
     assert (first.sampling.seed, second.sampling.seed) == (5, 6)
-    random, again = door._spread(Ask("echo", (chat("x", seed=-1),), copies=2), entry)
+    random, again = spread(Ask("echo", (chat("x", seed=-1),), copies=2), entry).requests
     assert random.sampling.seed == again.sampling.seed == -1
 
 
@@ -187,6 +194,21 @@ async def test_text_may_be_waited_for_with_a_timeout_and_none_is_lost(folder: Fo
                 break
             seen += event.text
     assert seen == text
+
+
+async def test_the_best_of_copies_are_given_and_all_are_counted(folder: Folder) -> None:
+    folder.add("echo")
+    ask = Ask("echo", (CompletionRequest("one", Sampling(seed=1)), CompletionRequest("four!", Sampling(seed=1))), 2, best_of=3)
+    async with await folder.gallery.generate(ask) as generation:
+        best = await fold(generation)
+        assert counted(generation.usage) == Usage(prompt_tokens=3 + 5, completion_tokens=3 * 4 + 3 * 6)
+    assert [choice.text for choice in best] == ["one", "one", "four!", "four!"]
+    assert all(choice.logprobs == () for choice in best)  # nobody asked to see them
+    seen = tuple(msgspec.structs.replace(request, logprobs=0) for request in ask.prompts)
+    async with await folder.gallery.generate(msgspec.structs.replace(ask, prompts=seen)) as generation:
+        sure = [choice.logprobs[0].logprob for choice in await fold(generation)]
+    # echo is the surer, the greater the seed's last two bits: of 1, 2 and 3 the last is best, and comes first
+    assert sure == [vocab.logprob(ord("o"), 0, 3).logprob, vocab.logprob(ord("o"), 0, 2).logprob] * 2
 
 
 async def _drain(generation: Generation) -> None:

@@ -1,0 +1,97 @@
+"""From what one call asks to the requests that are run: the model's settings under the request's own, and copies. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import NamedTuple
+
+import msgspec
+
+from llmgallery.catalog.registry import Entry
+from llmgallery.config.merge import merge_sampling, merge_stops
+from llmgallery.config.model import Parameters
+from llmgallery.core.errors import InvalidField
+from llmgallery.core.requests import CompletionRequest, Request
+from llmgallery.core.sampling import Sampling
+from llmgallery.service.demands import FEATURES, Wish
+
+MOST_ANSWERS = 512
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """What a dialect understood of one call. `prompts`: one request each; every one is answered `copies` times, which are the
+    best of `best_of`. `unsaid`: of "n", "echo", "logprobs", "top_logprobs" those that are left to the model's YAML.
+    `token`: the bearer token, which may name the model when no API key is configured."""
+
+    model: str | None
+    prompts: tuple[Request, ...]
+    copies: int = 1
+    wishes: tuple[Wish, ...] = ()
+    stream: bool = False
+    token: str | None = None
+    best_of: int | None = None
+    unsaid: frozenset[str] = frozenset()
+
+
+class Spread(NamedTuple):
+    """All requests, the copies of a prompt together. Of `copies` each, `choices` are given; `logprobs`: the client wants them."""
+
+    requests: list[Request]
+    copies: int
+    choices: int
+    logprobs: bool
+
+
+def spread(ask: Ask, entry: Entry, features: Container[str] = FEATURES) -> Spread:
+    """Raises InvalidField. `features`: what the model can do; nothing else is asked of it. Copies of a seeded request count its
+    seed up, or they would all say the same."""
+    choices = entry.config.parameters.n or 1 if "n" in ask.unsaid else ask.copies
+    copies = _copies(ask, choices) if "best_of" in features else choices
+    if len(ask.prompts) * copies > MOST_ANSWERS:
+        field = "n" if copies == choices else "best_of"
+        raise InvalidField(f"a request may ask for {MOST_ANSWERS} answers at most: prompts x {field}", field=field)
+    merged = [_merged(request, ask, entry, features) for request in ask.prompts]
+    wanted = any(request.logprobs is not None for request in merged)
+    if copies > choices and not wanted:
+        merged = [msgspec.structs.replace(request, logprobs=0) for request in merged]
+    return Spread([_copy(request, copy) for request in merged for copy in range(copies)], copies, choices, wanted)
+
+
+def _copies(ask: Ask, choices: int) -> int:
+    copies = choices if ask.best_of is None else ask.best_of
+    if copies < choices:
+        raise InvalidField(f"best_of: must be at least n, which is {choices}", field="best_of")
+    if copies > choices and ask.stream:
+        raise InvalidField("best_of: the best answers are known at their end and cannot be streamed", field="best_of")
+    return copies
+
+
+def _merged(request: Request, ask: Ask, entry: Entry, features: Container[str]) -> Request:
+    parameters = entry.config.parameters
+    request = msgspec.structs.replace(
+        request,
+        sampling=merge_sampling(request.sampling, entry.config, Sampling()),
+        stop=merge_stops(request.stop, entry.config),
+        logprobs=_logprobs(request, ask, parameters) if "logprobs" in features else None,
+    )
+    if not isinstance(request, CompletionRequest):
+        return request
+    echo = bool(parameters.echo) if "echo" in ask.unsaid else request.echo
+    return msgspec.structs.replace(request, echo=echo, suffix=request.suffix if "suffix" in features else None)
+
+
+def _logprobs(request: Request, ask: Ask, parameters: Parameters) -> int | None:
+    top = parameters.top_logprobs
+    if "logprobs" not in ask.unsaid:
+        own = request.logprobs
+        return top if own is not None and top is not None and "top_logprobs" in ask.unsaid else own
+    if not parameters.logprobs:
+        return None
+    return top if top is not None else int(parameters.logprobs) if parameters.logprobs is not True else 0
+
+
+def _copy(request: Request, copy: int) -> Request:
+    seed = request.sampling.seed
+    if copy == 0 or seed is None or seed < 0:
+        return request
+    return msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, seed=seed + copy))

@@ -175,6 +175,6 @@ def handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
         return Response(b"", status_code=499, media_type=JSON)
     failure = to_failure(error)
     if failure.status == 404 and isinstance(error, HTTPException):
-        known = "see GET /v1/models, POST /v1/chat/completions, POST /v1/completions"
+        known = "see GET /v1/models, POST /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/rerank"
         failure = msgspec.structs.replace(failure, message=f"there is no {request.method} {request.url.path}; {known}")
     return to_response(failure)

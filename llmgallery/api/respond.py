@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +20,7 @@ from llmgallery.api.errors import BodyTooLarge, ClientGone, Failure, to_failure
 from llmgallery.core.errors import Overloaded
 from llmgallery.core.events import Event, Progress
 from llmgallery.service.generation import Choice, Generation, Item, fold
+from llmgallery.service.pooling import Pooled, Pooling
 
 IDLE_SECONDS = 15.0
 PROGRESS_SECONDS = 0.5
@@ -108,25 +109,54 @@ def preferred_wait(headers: Mapping[str, str], longest: float) -> tuple[float, d
     return min(longest, float(found[1])), {"Preference-Applied": f"wait={found[1]}"}
 
 
+def warned(warnings: Sequence[str]) -> dict[str, str]:
+    """The header that says how many warnings there are. The worker's own are known once it has accepted the request."""
+    return {"x-llmgallery-warnings": str(len(warnings))} if warnings else {}
+
+
 # --- not streaming ---------------------------------------------------------------------------------------------------------
+
+
+class Underway(Protocol):
+    """What a model has been asked, while it may still be on its way: a Generation, a Pooling."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def progress(self) -> Progress | None: ...
+    @property
+    def is_accepted(self) -> bool: ...
+    async def accepted(self) -> None: ...
 
 
 async def whole(generation: Generation, wait: float) -> list[Choice]:
     """The whole answers. Raises Overloaded when the model is not ready within `wait` seconds; its load goes on."""
-    began = time.monotonic()
-    with suppress(TimeoutError):
-        async with asyncio.timeout(max(wait, SHORTEST_WAIT)):
-            await generation.accepted()
-    if not generation.is_accepted and generation.progress is not None:
-        raise _still_loading(generation, time.monotonic() - began)
-    await generation.accepted()
+    await taken(generation, wait)
     return await fold(generation)
 
 
-def _still_loading(generation: Generation, waited: float) -> Overloaded:
-    progress = generation.progress or Progress("queued")
+async def pooled(pooling: Pooling, wait: float) -> Pooled:
+    """The vectors or scores of what is entered here. Raises Overloaded as `whole` does."""
+    async with pooling:
+        await taken(pooling, wait)
+        return await pooling.result()
+
+
+async def taken(asked: Underway, wait: float) -> None:
+    """Until the worker has it. Raises Overloaded when the model is not ready within `wait` seconds; its load goes on."""
+    began = time.monotonic()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(max(wait, SHORTEST_WAIT)):
+            await asked.accepted()
+    if not asked.is_accepted and asked.progress is not None:
+        raise _still_loading(asked, time.monotonic() - began)
+    await asked.accepted()
+
+
+def _still_loading(asked: Underway, waited: float) -> Overloaded:
+    progress = asked.progress or Progress("queued")
     return Overloaded(
-        f"model {generation.entry.name} is still {describe(progress)} after {waited:.0f} s; that goes on: ask again",
+        f"model {asked.name} is still {describe(progress)} after {waited:.0f} s; that goes on: ask again",
         retry_after=_remaining(progress, waited),
     )
 
@@ -149,11 +179,11 @@ def _remaining(progress: Progress, waited: float) -> float:
 class Streaming:
     """An ASGI app that streams one generation. Errors before the status line are raised, for the error handlers."""
 
-    def __init__(self, generation: Generation, encoder: Encoder, *, hold: float, headers: Mapping[str, str]) -> None:
+    def __init__(self, generation: Generation, encoder: Encoder, *, hold: float) -> None:
         self._generation = generation
         self._encoder = encoder
         self._hold = max(hold, 0.05)
-        self._headers = {"content-type": encoder.media_type, "cache-control": "no-cache", "x-accel-buffering": "no", **headers}
+        self._headers = {"content-type": encoder.media_type, "cache-control": "no-cache", "x-accel-buffering": "no"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with suppress(ClientGone):
@@ -162,7 +192,8 @@ class Streaming:
     async def _run(self, send: Send) -> None:
         async with self._generation as generation:
             await self._held(generation)
-            headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in self._headers.items()]
+            said = {**self._headers, **warned(generation.warnings)}
+            headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in said.items()]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             async with aclosing(self._pieces(generation)) as pieces:
                 async for piece in pieces:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_openai_sampling import NUMBERS
 
 from llmgallery.api.dialects.openai import convert, schema
 from llmgallery.api.errors import BadBody
@@ -32,9 +33,17 @@ def request_of(ask: Ask) -> ChatRequest:
     return request
 
 
+def completion(**fields: Any) -> Ask:
+    return convert.completion_ask(*schema.read(json.dumps(fields).encode(), schema.CompletionBody), token="t")
+
+
+def completions_of(ask: Ask) -> list[CompletionRequest]:
+    return [request for request in ask.prompts if isinstance(request, CompletionRequest)]
+
+
 def test_nothing_asked_is_nothing_set() -> None:
     assert request_of(chat()).sampling == Sampling()
-    assert chat() == Ask(None, chat().prompts)
+    assert chat() == Ask(None, chat().prompts, unsaid=frozenset({"n", "logprobs", "top_logprobs"}))
 
 
 def test_every_parameter_arrives() -> None:
@@ -52,7 +61,8 @@ def test_every_parameter_arrives() -> None:
         "frequency_penalty": 0.3,
         "ignore_eos": True,
     }
-    assert set(fields) | {"logit_bias", "extra"} == set(Sampling.__struct_fields__)
+    samplers = {"samplers", "dry_sequence_breakers", *NUMBERS}  # test_openai_sampling.py sends these
+    assert set(fields) | {"logit_bias", "extra"} | samplers == set(Sampling.__struct_fields__)
     request = request_of(chat(**fields, logit_bias={"5": -1, "70000": 2.5}))
     assert request.sampling == Sampling(**fields, logit_bias={5: -1.0, 70000: 2.5})
 
@@ -89,12 +99,35 @@ def test_messages_keep_their_parts() -> None:
 
 
 def test_a_list_of_prompts_is_a_list_of_requests() -> None:
-    body = json.dumps({"prompt": ["a", [1, 2]], "n": 2, "echo": True, "suffix": "z"}).encode()
-    ask = convert.completion_ask(*schema.read(body, schema.CompletionBody), token="t")
-    assert [request.prompt for request in ask.prompts if isinstance(request, CompletionRequest)] == ["a", (1, 2)]
-    assert all(request.echo for request in ask.prompts if isinstance(request, CompletionRequest))
-    assert (ask.copies, ask.token) == (2, "t")
-    assert ask.wishes == (Wish("suffix", "suffix"), Wish("n", "n"))
+    ask = completion(prompt=["a", [1, 2]], n=2, best_of=3, echo=True, suffix="z", logprobs=4)
+    assert [(request.prompt, request.echo, request.suffix, request.logprobs) for request in completions_of(ask)] == [
+        ("a", True, "z", 4), ((1, 2), True, "z", 4),
+    ]  # fmt: skip
+    assert (ask.copies, ask.best_of, ask.token, ask.unsaid) == (2, 3, "t", frozenset())
+    assert {wish.field for wish in ask.wishes} == {"suffix", "best_of", "logprobs", "n"}
+
+
+def test_what_a_completion_does_not_say_is_left_open() -> None:
+    ask = completion(prompt="a", suffix="", echo=None)
+    (request,) = completions_of(ask)
+    assert (request.echo, request.suffix, request.logprobs) == (False, None, None)
+    assert (ask.copies, ask.best_of, ask.unsaid) == (1, None, {"n", "echo", "logprobs"})
+    assert completion(prompt="a", echo=False, logprobs=0, n=1).unsaid == frozenset()
+    assert completions_of(completion(prompt="a", max_tokens=0))[0].sampling.max_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "logprobs", "unsaid"),
+    [
+        ({}, None, {"n", "logprobs", "top_logprobs"}),
+        ({"logprobs": False}, None, {"n", "top_logprobs"}),
+        ({"logprobs": False, "top_logprobs": 0}, None, {"n"}),
+        ({"logprobs": True}, 0, {"n", "top_logprobs"}),
+        ({"logprobs": True, "top_logprobs": 5}, 5, {"n"}),
+    ],
+)
+def test_the_logprobs_of_a_chat(fields: dict[str, Any], logprobs: int | None, unsaid: set[str]) -> None:
+    assert (request_of(chat(**fields)).logprobs, chat(**fields).unsaid) == (logprobs, unsaid)
 
 
 @given(st.dictionaries(st.text(max_size=4) | st.integers().map(str), st.floats() | st.integers() | st.none()))

@@ -34,7 +34,6 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"seed": 2**63}, "seed"),
     ({"n": 0}, "n"),
     ({"n": 129}, "n"),
-    ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": -2}, "max_tokens"),
     ({"max_tokens": 2**40}, "max_tokens"),
     ({"stop": ""}, "stop"),
@@ -76,8 +75,13 @@ INVALID_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
     ({"messages": [{"role": "assistant", "tool_calls": [{"id": "c"}]}]}, "messages[0].tool_calls[0].function"),
     ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
+    ({"max_tokens": 0}, "max_tokens"),
     ({"max_completion_tokens": 0}, "max_completion_tokens"),
-    ({"top_logprobs": 21}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+    ({"logprobs": 1}, "logprobs"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"logprobs": False, "top_logprobs": 2}, "top_logprobs"),
     ({"response_format": {"type": "xml"}}, "response_format.type"),
 ]
 
@@ -93,7 +97,13 @@ INVALID_COMPLETION: list[tuple[dict[str, Any], str]] = [
     ({"prompt": [[1, -2]]}, "prompt[0][1]"),
     ({"prompt": ["a"] * 300, "n": 2}, "n"),
     ({"n": 3, "best_of": 2}, "best_of"),
+    ({"best_of": 21}, "best_of"),
+    ({"best_of": 2, "stream": True}, "best_of"),
+    ({"prompt": ["a"] * 30, "best_of": 20}, "best_of"),
     ({"suffix": 5}, "suffix"),
+    ({"logprobs": 21}, "logprobs"),
+    ({"logprobs": -1}, "logprobs"),
+    ({"logprobs": True}, "logprobs"),
 ]
 
 UNSUPPORTED_CHAT: list[tuple[dict[str, Any], str]] = [
@@ -104,8 +114,6 @@ UNSUPPORTED_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"function_call": "auto"}, "function_call"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}}, "response_format"),
-    ({"logprobs": True}, "logprobs"),
-    ({"top_logprobs": 2}, "top_logprobs"),
     ({"modalities": ["text", "audio"]}, "modalities"),
     ({"audio": {"voice": "x", "format": "wav"}}, "audio"),
     ({"web_search_options": {}}, "web_search_options"),
@@ -116,8 +124,6 @@ UNSUPPORTED_CHAT: list[tuple[dict[str, Any], str]] = [
 
 UNSUPPORTED_COMPLETION: list[tuple[dict[str, Any], str]] = [
     ({"suffix": "the end"}, "suffix"),
-    ({"best_of": 3}, "best_of"),
-    ({"logprobs": 0}, "logprobs"),
 ]
 
 ALLOWED: list[tuple[str, dict[str, Any]]] = [
@@ -126,7 +132,10 @@ ALLOWED: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"max_tokens": 5, "max_completion_tokens": 5, "top_k": -1, "seed": -1, "stop": []}),
     (CHAT, {"user": "ann", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "who_knows": [1]}),
     (CHAT, {"logit_bias": {"5": 100, "6": -100}, "temperature": 2, "top_p": 0, "chat_template_kwargs": {"a": 1}}),
-    (COMPLETION, {"best_of": 2, "n": 2, "suffix": ""}),
+    (CHAT, {"logprobs": False, "top_logprobs": 0}),
+    (CHAT, {"logprobs": True, "top_logprobs": 20}),
+    (COMPLETION, {"best_of": 2, "n": 2, "suffix": "", "stream": True}),
+    (COMPLETION, {"best_of": 20, "logprobs": 20, "max_tokens": 0, "echo": True}),
 ]
 
 

@@ -9,7 +9,7 @@ from llmgallery.api.dialects.openai import schema
 from llmgallery.core.errors import InvalidField
 from llmgallery.core.messages import Message, Part, RefusalPart, TextPart, ToolCall
 from llmgallery.core.requests import ChatRequest, CompletionRequest
-from llmgallery.core.sampling import Sampling
+from llmgallery.core.sampling import MOST_BREAKERS, Sampling, sampler_order
 from llmgallery.service.demands import Wish
 from llmgallery.service.gallery import Ask
 
@@ -27,25 +27,24 @@ def chat_ask(body: schema.ChatBody, extra: dict[str, Any], token: str | None) ->
         _sampling(body, _max_tokens(body)),
         _stops(body),
         template_vars=body.chat_template_kwargs or {},
+        logprobs=_chat_logprobs(body),
         extra=extra,
     )
     wishes = (*_chat_demands(body), *_common_wishes(body, extra))
-    return Ask(body.model, (request,), body.n or 1, wishes, bool(body.stream), token)
+    unsaid = _unsaid(n=body.n, logprobs=body.logprobs, top_logprobs=body.top_logprobs)
+    return Ask(body.model, (request,), body.n or 1, wishes, bool(body.stream), token, unsaid=unsaid)
 
 
 def completion_ask(body: schema.CompletionBody, extra: dict[str, Any], token: str | None) -> Ask:
     """Raises InvalidField for what the schema alone cannot refuse."""
     _check_stream_options(body)
-    copies = body.n or 1
-    if body.best_of is not None and body.best_of < copies:
-        raise InvalidField(f"best_of: must be at least n, which is {copies}", field="best_of")
-    sampling = _sampling(body, _positive(body.max_tokens, "max_tokens"))
+    sampling, stops, suffix, echo = _sampling(body, body.max_tokens), _stops(body), body.suffix or None, bool(body.echo)
     requests = tuple(
-        CompletionRequest(prompt, sampling, _stops(body), echo=bool(body.echo), extra=extra)
-        for prompt in read_prompts(body.prompt)
+        CompletionRequest(prompt, sampling, stops, suffix, echo, body.logprobs, extra) for prompt in read_prompts(body.prompt)
     )
-    wishes = (*_completion_demands(body, copies), *_common_wishes(body, extra))
-    return Ask(body.model, requests, copies, wishes, bool(body.stream), token)
+    wishes = (*_completion_demands(body), *_common_wishes(body, extra))
+    unsaid = _unsaid(n=body.n, echo=body.echo, logprobs=body.logprobs)
+    return Ask(body.model, requests, body.n or 1, wishes, bool(body.stream), token, body.best_of, unsaid)
 
 
 # --- messages ----------------------------------------------------------------------------------------------------------------
@@ -101,15 +100,15 @@ def _check_role(message: schema.Message, part: schema.AnyPart, place: str, role:
 # --- prompts -----------------------------------------------------------------------------------------------------------------
 
 
-def read_prompts(prompt: Any) -> list[Prompt]:
-    """Text, token ids, or a list of either: one prompt each."""
+def read_prompts(prompt: Any, field: str = "prompt") -> list[Prompt]:
+    """Text, token ids, or a list of either, which came in `field`: one prompt each."""
     if isinstance(prompt, str):
         return [prompt]
     if not isinstance(prompt, list) or not prompt:
-        raise InvalidField("prompt: expected text, token ids, or a list of either that is not empty", field="prompt")
+        raise InvalidField(f"{field}: expected text, token ids, or a list of either that is not empty", field=field)
     if _are_numbers(prompt):
-        return [_tokens(prompt, "prompt")]
-    return [_one_prompt(item, f"prompt[{index}]") for index, item in enumerate(prompt)]
+        return [_tokens(prompt, field)]
+    return [_one_prompt(item, f"{field}[{index}]") for index, item in enumerate(prompt)]
 
 
 def _one_prompt(item: Any, place: str) -> Prompt:
@@ -150,7 +149,31 @@ def _sampling(body: schema.Generating, max_tokens: int | None) -> Sampling:
         frequency_penalty=body.frequency_penalty,
         logit_bias=None if body.logit_bias is None else read_bias(body.logit_bias),
         ignore_eos=body.ignore_eos,
+        top_n_sigma=body.top_n_sigma,
+        xtc_probability=body.xtc_probability,
+        xtc_threshold=body.xtc_threshold,
+        dry_multiplier=body.dry_multiplier,
+        dry_base=body.dry_base if body.dry_base and body.dry_base >= 1 else None,
+        dry_allowed_length=body.dry_allowed_length,
+        dry_penalty_last_n=body.dry_penalty_last_n,
+        dry_sequence_breakers=None if body.dry_sequence_breakers is None else _breakers(body.dry_sequence_breakers),
+        mirostat=body.mirostat,
+        mirostat_tau=body.mirostat_tau,
+        mirostat_eta=body.mirostat_eta,
+        dynatemp_range=body.dynatemp_range,
+        dynatemp_exponent=body.dynatemp_exponent,
+        samplers=None if body.samplers is None else sampler_order(body.samplers),
     )
+
+
+def _breakers(texts: list[str]) -> tuple[str, ...]:
+    field = "dry_sequence_breakers"
+    if len(texts) > MOST_BREAKERS:
+        raise InvalidField(f"{field}: expected at most {MOST_BREAKERS} texts, got {len(texts)}", field=field)
+    for index, text in enumerate(texts):
+        if "\0" in text:
+            raise InvalidField(f"{field}[{index}]: expected a text without a null character", field=f"{field}[{index}]")
+    return tuple(texts)
 
 
 def read_bias(biases: dict[str, Any]) -> dict[int, float]:
@@ -189,6 +212,19 @@ def _positive(value: int | None, field: str) -> int | None:
     return value
 
 
+def _chat_logprobs(body: schema.ChatBody) -> int | None:
+    if body.logprobs:
+        return body.top_logprobs or 0
+    if body.top_logprobs:
+        raise InvalidField("top_logprobs is only for `logprobs: true`", field="top_logprobs")
+    return None
+
+
+def _unsaid(**fields: Any) -> frozenset[str]:
+    """Those that are left to the model's YAML."""
+    return frozenset(name for name, value in fields.items() if value is None)
+
+
 def _check_stream_options(body: schema.Generating) -> None:
     if body.stream_options is not None and not body.stream:
         raise InvalidField("stream_options is only for `stream: true`", field="stream_options")
@@ -205,7 +241,6 @@ def _chat_demands(body: schema.ChatBody) -> list[Wish]:
         "function_call": body.function_call not in (None, "none"),
         "response_format": body.response_format is not None and body.response_format.type != "text",
         "logprobs": body.logprobs,
-        "top_logprobs": body.top_logprobs,
         "modalities": body.modalities is not None and body.modalities != ["text"],
         "audio": body.audio is not None,
         "web_search_options": body.web_search_options is not None,
@@ -228,10 +263,10 @@ def _media_demands(messages: list[schema.Message]) -> list[Wish]:
     ]
 
 
-def _completion_demands(body: schema.CompletionBody, copies: int) -> list[Wish]:
+def _completion_demands(body: schema.CompletionBody) -> list[Wish]:
     asked = {
         "suffix": bool(body.suffix),
-        "best_of": body.best_of is not None and body.best_of > copies,
+        "best_of": body.best_of is not None and body.best_of > (body.n or 1),
         "logprobs": body.logprobs is not None,
     }
     return [Wish(field, field) for field, wanted in asked.items() if wanted]

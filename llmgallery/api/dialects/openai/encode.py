@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from llmgallery.api.dialects.openai.logprobs import chat_logprobs, completion_logprobs
 from llmgallery.api.errors import Failure, envelope
 from llmgallery.api.respond import describe
 from llmgallery.core.events import Done, Event, Progress, Usage
@@ -40,7 +41,7 @@ def chat_body(generation: Generation, choices: Sequence[Choice]) -> bytes:
             {
                 "index": index,
                 "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                "logprobs": None,
+                "logprobs": chat_logprobs(choice.logprobs) if generation.logprobs else None,
                 "finish_reason": choice.reason,
             }
             for index, choice in enumerate(choices)
@@ -54,7 +55,12 @@ def completion_body(generation: Generation, choices: Sequence[Choice]) -> bytes:
         Head(generation, "cmpl", "text_completion"),
         generation,
         [
-            {"index": index, "text": choice.text, "logprobs": None, "finish_reason": choice.reason}
+            {
+                "index": index,
+                "text": choice.text,
+                "logprobs": completion_logprobs(choice.logprobs, choice.offsets) if generation.logprobs else None,
+                "finish_reason": choice.reason,
+            }
             for index, choice in enumerate(choices)
         ],
     )
@@ -94,7 +100,7 @@ class Chunks:
         self._kind = kind
         self._include_usage = include_usage
         self._answers = len(generation)
-        self._warnings = generation.warnings
+        self._generation: Generation | None = generation
 
     def begin(self) -> bytes:
         if self._kind == "completion":
@@ -105,7 +111,11 @@ class Chunks:
     def event(self, index: int, event: Event) -> bytes:
         if isinstance(event, Done):
             return self._chunk(index, {"delta": {}} if self._kind == "chat" else {"text": ""}, event.reason)
-        return self._chunk(index, {"delta": {"content": event.text}} if self._kind == "chat" else {"text": event.text})
+        if self._kind == "chat":
+            logprobs = chat_logprobs(event.logprobs) if event.logprobs else None
+            return self._chunk(index, {"delta": {"content": event.text}}, logprobs=logprobs)
+        logprobs = completion_logprobs(event.logprobs, event.offsets) if event.logprobs else None
+        return self._chunk(index, {"text": event.text}, logprobs=logprobs)
 
     def end(self, generation: Generation) -> bytes:
         last = b""
@@ -122,13 +132,19 @@ class Chunks:
     def failure(self, failure: Failure) -> bytes:
         return _data(envelope(failure))
 
-    def _chunk(self, index: int, content: dict[str, Any], reason: str | None = None) -> bytes:
-        body = {**self._head, "choices": [{"index": index, **content, "logprobs": None, "finish_reason": reason}]}
+    def _chunk(
+        self, index: int, content: dict[str, Any], reason: str | None = None, logprobs: dict[str, Any] | None = None
+    ) -> bytes:
+        body = {**self._head, "choices": [{"index": index, **content, "logprobs": logprobs, "finish_reason": reason}]}
         if self._include_usage:
             body["usage"] = None
-        if self._warnings:
-            body["warnings"], self._warnings = self._warnings, ()
+        body |= self._warnings()
         return _data(body)
+
+    def _warnings(self) -> dict[str, Any]:
+        """For the first chunk; all are known by then."""
+        generation, self._generation = self._generation, None
+        return {"warnings": generation.warnings} if generation is not None and generation.warnings else {}
 
 
 def _data(body: dict[str, Any]) -> bytes:

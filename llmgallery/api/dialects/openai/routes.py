@@ -59,14 +59,14 @@ async def _answer(
     request: AnyRequest, gallery: Gallery, ask: Ask, kind: Literal["chat", "completion"], include_usage: bool
 ) -> ASGIApp:
     generation = await gallery.generate(ask)
-    headers = {"x-llmgallery-warnings": str(len(generation.warnings))} if generation.warnings else {}
     if ask.stream:
         encoder = encode.Chunks(generation, kind, include_usage)
-        return respond.Streaming(generation, encoder, hold=gallery.settings.stream_hold, headers=headers)
+        return respond.Streaming(generation, encoder, hold=gallery.settings.stream_hold)
     wait, applied = respond.preferred_wait(request.headers, gallery.settings.load_wait)
     to_body = encode.chat_body if kind == "chat" else encode.completion_body
     data = await respond.while_connected(request.receive, _whole(generation, wait, to_body))
-    return Response(data, headers={**headers, **applied}, media_type=JSON).to_asgi_response(app=None, request=request)
+    headers = {**respond.warned(generation.warnings), **applied}
+    return Response(data, headers=headers, media_type=JSON).to_asgi_response(app=None, request=request)
 
 
 async def _whole(generation: Generation, wait: float, to_body: Callable[[Generation, Sequence[Choice]], bytes]) -> bytes:

@@ -6,6 +6,7 @@ import click
 
 from llmgallery import __version__
 from llmgallery.cli import commands, models
+from llmgallery.cli.bench import command as bench
 from llmgallery.cli.group import Group
 
 
@@ -18,6 +19,7 @@ def main() -> None:
 for command in (
     commands.serve,
     commands.run,
+    bench.bench,
     models.list_models,
     models.show,
     models.check,

@@ -15,12 +15,13 @@ import msgspec
 
 from llmgallery import paths
 from llmgallery.backends.loader import specs
+from llmgallery.catalog.companions import absent, locate_all
 from llmgallery.catalog.hub import Hub
 from llmgallery.catalog.hub_cache import find_cached
 from llmgallery.catalog.hub_settings import HubSettings
 from llmgallery.catalog.registry import YAML_SUFFIXES, Entry, Registry, Snapshot, weights_name
 from llmgallery.catalog.watcher import watch
-from llmgallery.catalog.weights import HubReference, backend_for, check_format, locate, malformed, recognise, trained_context
+from llmgallery.catalog.weights import HubReference, LocalFiles, backend_for, check_format, malformed, recognise, trained_context
 from llmgallery.cli.display import counted
 from llmgallery.config.load import load_model
 from llmgallery.config.outside import Outside
@@ -100,7 +101,7 @@ def build(settings: Settings, path: Path | None = None) -> Stack:
         keep_alive=settings.keep_alive,
     )
     registry = folder_registry(settings, first)
-    stack = Stack(settings, registry, hub, Gallery(settings, registry, manager), scratch)
+    stack = Stack(settings, registry, hub, Gallery(settings, registry, manager, hub.cached), scratch)
     stack.gallery.on_change = stack.changed
     return stack
 
@@ -120,16 +121,22 @@ def folder_registry(settings: Settings, first: Sequence[Path] = ()) -> Registry:
 
 def outside() -> Outside:
     """What reading a model file needs beside the file: templates' syntax, presets' names, the formats of weights."""
-    return Outside(jinja.check, presets.names(), recognise, malformed, trained_context)
+    return Outside(jinja.check, presets.names(), recognise, malformed, trained_context, absent)
 
 
 def files_here(entry: Entry) -> list[Path] | None:
-    """The weights of a model, as they lie on this machine; None = on the Hub, and not downloaded yet. Raises LoadError."""
-    located = locate(entry.config, entry.folder)
-    if not isinstance(located, HubReference):
-        return list(located.paths)
-    found = find_cached(HubSettings.from_env().cache_dir, located)
-    return None if found is None else list(found)
+    """The weights of a model, as they lie on this machine; None = they, or an adapter or the draft model that belong to them,
+    are on the Hub, and not downloaded yet. Raises LoadError."""
+    spec = specs().get(entry.backend) if entry.backend is not None else None
+    located = locate_all(entry.config, entry.folder, spec.keys if spec is not None else None)
+    weights, *others = [_here(place) for place in located.places]
+    return None if None in others else weights
+
+
+def _here(place: LocalFiles | HubReference) -> list[Path] | None:
+    if isinstance(place, LocalFiles):
+        return list(place.paths)
+    return find_cached(HubSettings.from_env().cache_dir, place)
 
 
 def loader(entry: Entry, files: Sequence[Path]) -> str:

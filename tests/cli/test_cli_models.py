@@ -204,7 +204,7 @@ def test_show_tells_what_nobody_set(folder):
     values = shown("pocket")
     assert values["gpu_layers"] == ("-1", "backend llama-cpp")
     assert values["parallel"] == ("1 to 8, by free memory", "backend llama-cpp")
-    assert values["options.ubatch"] == ("512", "backend llama-cpp")
+    assert values["flash_attention"][1] == "backend llama-cpp"
 
 
 def test_every_key_of_a_backend_has_a_value_when_nobody_sets_it():
@@ -333,7 +333,9 @@ def test_schema_is_a_json_schema_that_tells_right_from_wrong():
 
 def test_help_names_each_command_once():
     shown = invoke("--help").stdout.partition("Commands:\n")[2]
-    assert [line.split()[0] for line in shown.splitlines()] == ["serve", "run", "list", "show", "check", "schema", "version"]
+    assert [line.split()[0] for line in shown.splitlines()] == [
+        "serve", "run", "bench", "list", "show", "check", "schema", "version",
+    ]  # fmt: skip
     for alias in ("models", "generate", "api"):
         assert "GatoGPT" in invoke(alias, "--help").stdout
 

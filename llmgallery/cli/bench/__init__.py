@@ -1,0 +1,1 @@
+"""Measuring a server from outside, over OpenAI's streaming API: prompts, timed answers, figures, tables."""

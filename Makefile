@@ -11,7 +11,7 @@ export ASK
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow lint format docs wheel clean
+.PHONY: help run test test-slow bench lint format docs wheel clean
 
 help:
 	@echo 'make run                 start the server on http://127.0.0.1:8080 with the bundled model'
@@ -19,6 +19,7 @@ help:
 	@echo 'make run ASK="question"  ask the bundled model one question over HTTP, and stop'
 	@echo 'make test                run the tests            (ARGS="tests/cli -k run" picks some)'
 	@echo 'make test-slow           run the tests that take minutes'
+	@echo 'make bench               measure this server beside its peers  (ARGS="--quick" for some minutes of it)'
 	@echo 'make lint                ruff and mypy'
 	@echo 'make format              let ruff format the code'
 	@echo 'make docs                write the generated parts of README.md and docs/ anew'
@@ -35,11 +36,15 @@ test: $(VENV)/.installed-test
 test-slow: $(VENV)/.installed-test
 	$(PY) -m pytest -m slow $(ARGS)
 
+bench: $(VENV)/.installed-test
+	$(PY) -m benchmarks.compare $(ARGS)
+
 lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m mypy tools/ask.py tools/generate_docs.py
+	$(PY) -m mypy -p benchmarks
 
 format: $(VENV)/.installed-dev
 	$(PY) -m ruff format .
@@ -53,7 +58,7 @@ wheel: $(VENV)/.installed-test
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find llmgallery tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	find llmgallery tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # run, test and dev are the sets of tools/bootstrap.sh; the stamp is touched when everything is in.
 $(VENV)/.installed-%: pyproject.toml tools/bootstrap.sh $(PY)

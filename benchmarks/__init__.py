@@ -1,0 +1,1 @@
+"""This server beside its peers, on the same model and the same machine: `python -m benchmarks.compare`."""

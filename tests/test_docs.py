@@ -20,7 +20,9 @@ from llmgallery.backends.loader import specs
 from llmgallery.cli import main
 from llmgallery.cli.stack import outside
 from llmgallery.config.load import load_model
+from llmgallery.config.merge import config_sampling
 from llmgallery.config.settings import load_settings
+from llmgallery.core.sampling import SAMPLERS, sampler_order
 from llmgallery.service.demands import Wish, settle
 
 ROOT = Path(__file__).parent.parent
@@ -99,12 +101,27 @@ def test_the_readmes_own_model_is_served_under_its_yamls_name(tmp_path):
 
 
 def test_the_example_of_hints_does_what_the_docs_say():
-    (text,) = fenced((ROOT / "docs" / "models.md").read_text(encoding="utf-8"), "yaml")
+    text = example_of("on_unsupported")
     wish = Wish("user", "user", hint=True)
     policies = {text: ("user was ignored: model m does not support it",), "on_unsupported: {}": ()}
     for written, warnings in policies.items():
         model = load_text(written)
         assert settle([wish], model.on_unsupported, "m") == warnings
+
+
+def test_the_example_of_samplers_means_what_the_docs_say():
+    asked = config_sampling(load_text(example_of("samplers")))
+    assert asked.samplers == ("penalties", "dry", "top_p", "xtc", "temperature")
+    prose = (ROOT / "docs" / "models.md").read_text(encoding="utf-8").replace("\n", " ")
+    assert f"in its order: {', '.join(SAMPLERS)}." in prose
+    assert sampler_order("edskypmxt") == tuple(SAMPLERS) and "`edskypmxt` is the order above" in prose
+
+
+def example_of(key: str) -> str:
+    """The one example of docs/models.md that sets the key."""
+    texts = fenced((ROOT / "docs" / "models.md").read_text(encoding="utf-8"), "yaml")
+    (text,) = (text for text in texts if f"{key}:" in text)
+    return text
 
 
 def load_text(text: str):

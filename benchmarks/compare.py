@@ -30,9 +30,11 @@ from benchmarks.servers import Server, Setup, check_platform, started
 
 HERE = Path(__file__).parent
 PARTS = ("decode", "engine", "prefix", "stall", "memory")
-ANSWERS = {"135M": 64, "500M": 32}
+ANSWERS = {"135M": 96, "500M": 48}
 LENGTHS = Lengths(answer=64, prefix=2000, long_prompt=4000, idle_pieces=80)
 SHARING = 8
+MOST_OF_ONE = 8
+"""Streams: more would only wait for each other at a server of one sequence."""
 SHORT, LONG = 1024, 4608  # tokens of a slot
 STREAMS = "1,8,16"
 MANY, FEW = 16, 8  # slots
@@ -50,6 +52,10 @@ class Run:
     spin: str | None
     logs: Path
 
+    def samples(self, model: str) -> int:
+        """Fewer of the large model, whose samples take three times as long."""
+        return self.repeats if model == next(iter(self.models)) else max(2, self.repeats - 2)
+
     @contextlib.asynccontextmanager
     async def servers(self, model: str, slots: int, context: int, names: tuple[str, ...]) -> AsyncIterator[list[Server]]:
         """The servers of these names, loaded and idle."""
@@ -65,11 +71,11 @@ class Run:
             yield running
 
     async def alternate(
-        self, servers: list[Server], sample: Callable[[Server, str], Awaitable[dict[str, Any]]]
+        self, servers: list[Server], sample: Callable[[Server, str], Awaitable[dict[str, Any]]], repeats: int
     ) -> dict[str, list[dict[str, Any]]]:
-        """`repeats` samples of each server, in turn, each with text of its own, and never while another still works."""
+        """So many samples of each server, in turn, each with text of its own, and never while another still works."""
         found: dict[str, list[dict[str, Any]]] = {server.name: [] for server in servers}
-        for _ in range(self.repeats):
+        for _ in range(repeats):
             for server in servers:
                 for other in servers:
                     await other.settle()
@@ -97,7 +103,8 @@ async def decode(run: Run) -> dict[str, Any]:
             for count in run.streams:
                 say(f"decode: {model}, {count} streams")
                 sample = partial(measures.decode, streams=count, answer=ANSWERS[model])
-                streams[str(count)] = await run.alternate(servers, sample)
+                able = [server for server in servers if count <= MOST_OF_ONE or server.name != results.PYTHON]
+                streams[str(count)] = await run.alternate(able, sample, run.samples(model))
             memory[model] = {server.name: {"loaded": loaded[server.name], "used": server.memory()} for server in servers}
         controls, sides = await asyncio.to_thread(control, run, model)
         models[model] = {"streams": streams, "controls": controls}
@@ -109,7 +116,7 @@ def control(run: Run, model: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Rates of the bare loops by number of sequences and side; and what each side's libllama says of itself."""
     controls: dict[str, Any] = {str(count): {side.name: [] for side in run.sides} for count in run.streams}
     sides = {}
-    for _ in range(run.repeats):
+    for _ in range(run.samples(model)):
         for side in run.sides:
             say(f"bare loop: {model}, {side.name}")
             found = measures.control(side, run.models[model], run.streams, SHORT, run.threads, run.spin)
@@ -122,7 +129,7 @@ def control(run: Run, model: str) -> tuple[dict[str, Any], dict[str, Any]]:
 async def engine(run: Run) -> dict[str, Any]:
     models: dict[str, list[Any]] = {}
     for model, path in run.models.items():
-        for _ in range(run.repeats):
+        for _ in range(run.samples(model)):
             say(f"engine alone: {model}")
             found = await asyncio.to_thread(measures.engine, path, (1, 8), run.threads)
             models.setdefault(model, []).append(found["sequences"])
@@ -132,14 +139,14 @@ async def engine(run: Run) -> dict[str, Any]:
 async def prefix(run: Run) -> dict[str, Any]:
     say("shared prefix")
     async with run.servers("135M", FEW, LONG, BOTH) as servers:
-        found = await run.alternate(servers, partial(measures.prefix, requests=SHARING, shared=LENGTHS.prefix))
+        found = await run.alternate(servers, partial(measures.prefix, requests=SHARING, shared=LENGTHS.prefix), run.repeats)
     return {"prefix": {"about": {"requests": SHARING, "prefix": LENGTHS.prefix}, "models": {"135M": found}}}
 
 
 async def stall(run: Run) -> dict[str, Any]:
     say("a long prompt among streams")
     async with run.servers("135M", FEW, LONG, BOTH) as servers:
-        found = await run.alternate(servers, partial(measures.stall, lengths=LENGTHS))
+        found = await run.alternate(servers, partial(measures.stall, lengths=LENGTHS), run.repeats)
     return {"stall": {"about": {"streams": measures.STREAMS, "prompt": LENGTHS.long_prompt}, "models": {"135M": found}}}
 
 

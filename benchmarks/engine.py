@@ -9,7 +9,7 @@ import argparse
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,8 +130,8 @@ def measured(steps: Sequence[tuple[float, float]], sequences: int) -> Measured:
     return Measured(sequences * (len(steps) - 1) / seconds, 1 - (after - before) / seconds)
 
 
-def bare(library: Any, model: Any, sequences: int, given: argparse.Namespace) -> float:
-    return control.decode_rate(library, model, sequences, given.context, given.threads, given.steps)
+def bare(library: Any, model: Any, sequences: int, given: argparse.Namespace, changes: Mapping[int, int]) -> float:
+    return control.decode_rate(library, model, sequences, given.context, given.threads, given.steps, changes)
 
 
 def main() -> None:
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--sequences", default="1,8")
     parser.add_argument("--context", type=int, default=1024, help="tokens of each sequence")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=96)
     given = parser.parse_args()
     # Not above: our own bindings come first, as they set the environment that llama.cpp's threads read when they are loaded.
     from llama_cpp import llama_cpp as bindings
@@ -153,7 +153,8 @@ def main() -> None:
         rates = {name: run(file, sampling, count, clock, given) for name, sampling in SAMPLINGS.items()}
         model = library.llama_model_load_from_file(bytes(file), library.llama_model_default_params())
         found[str(count)] = {
-            "bare": bare(library, model, count, given),
+            "bare": bare(library, model, count, given, {control.FLASH_ATTENTION: 0}),  # as the engine chooses on a CPU
+            "bare_default": bare(library, model, count, given, {}),
             **{name: measured.rate for name, measured in rates.items()},
             "python_share": rates["sampled"].python_share,
         }

@@ -22,7 +22,7 @@ from llmgallery.cli.bench.drive import run_wave
 from llmgallery.cli.bench.figures import decode_rate, first_token, gaps, percentile, steady_rate
 from llmgallery.cli.bench.workload import Workload, prompts
 
-PROMPT = 32
+PROMPT = 128
 STREAMS = 4  # of the stall
 POLL_SECONDS = 0.02
 STALL_SECONDS = 300.0

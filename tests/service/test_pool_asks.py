@@ -256,6 +256,14 @@ async def test_a_switch_in_the_yaml_decides_over_the_weights(folder: Folder) -> 
     assert (await folder.gallery.pool(embed("on", "a"))).name == "on"
 
 
+@pytest.mark.parametrize("keys", [{"options": {"pooling": "mean"}}, {"parameters": {"pooling": "mean"}}])
+async def test_a_pooling_in_the_yaml_is_the_backends_to_judge(folder: Folder, keys: dict[str, dict[str, str]]) -> None:
+    write(folder.path / "rank.gguf", "bert", classifier)
+    parameters = {"model": "rank.gguf", **keys.get("parameters", {})}
+    folder.add("otherwise", backend="llama-cpp", **{**keys, "parameters": parameters})
+    assert (await folder.gallery.pool(embed("otherwise", "a"))).name == "otherwise"
+
+
 async def test_else_the_loaded_model_decides(folder: Folder) -> None:
     folder.add("text")
     with pytest.raises(UnsupportedField, match="model text makes no embeddings: it is loaded for writing text; set `embeddings"):

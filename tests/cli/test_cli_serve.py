@@ -71,6 +71,16 @@ def test_it_prints_its_address_and_a_command_to_paste(folder):
         assert response.text.rstrip().endswith("data: [DONE]")
 
 
+def test_why_a_model_does_not_load_reaches_the_client(folder):
+    """Through the real server and its own event loop, whose transports behave otherwise than asyncio's."""
+    (folder / "lame.yaml").write_text("backend: echo\noptions: {fail_load: the leg is broken}\n")
+    with serving(folder) as server:
+        response = chat(server, "lame", "Walk!")
+        assert response.status_code != 500
+        assert "the leg is broken" in response.json()["error"]["message"]
+        assert answer(chat(server, "parrot", "Hello")) == "Hello"
+
+
 def test_sigterm_lets_running_answers_end_and_ends_the_workers(folder, tmp_path):
     gate = tmp_path / "gate"
     (folder / "slow.yaml").write_text(f"backend: echo\noptions: {{gate: {gate}, gate_after: 2}}\n")

@@ -40,7 +40,11 @@ def most_guesses(config: ModelConfig, options: LlamaOptions) -> int:
 def _way(config: ModelConfig, options: LlamaOptions) -> str:
     way = options.speculative or ("draft" if config.draft_model else "off")
     if way == "draft" and not config.draft_model:
-        raise LoadError("options.speculative is draft, and draft_model names no model to draft with", field="draft_model")
+        raise LoadError(
+            "options.speculative is draft, but draft_model names no model to draft with: name one, or set "
+            "options.speculative: prompt-lookup",
+            field="draft_model",
+        )
     return "off" if config.n_draft == 0 else way
 
 

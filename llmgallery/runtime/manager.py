@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -81,7 +81,7 @@ class Manager:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(self._unload(resident, _shutting_down()) for resident in list(self._residents.values())))
+        await self._unload_each(list(self._residents.values()), _shutting_down())
 
     # --- leases ----------------------------------------------------------------------------------------------------------
 
@@ -297,6 +297,13 @@ class Manager:
             resident.handle, resident.leaving = None, resident.handle
         return self._end(resident, resident.leaving, why)
 
+    async def _unload_each(self, residents: Sequence[Resident], why: GalleryError | None = None) -> None:
+        """Whatever goes wrong at the end of one worker: the others end too, and who unloads them goes on."""
+        outcomes = await asyncio.gather(*(self._unload(resident, why) for resident in residents), return_exceptions=True)
+        for resident, outcome in zip(residents, outcomes, strict=True):
+            if outcome is not None:
+                _log.error("model %s: its worker did not end as it should", resident.name, exc_info=outcome)
+
     async def _end(self, resident: Resident, handle: Handle | None, why: GalleryError | None) -> None:
         if handle is None:
             return
@@ -318,7 +325,7 @@ class Manager:
         while True:
             now = time.monotonic()
             facts = [resident.facts() for resident in self._residents.values() if resident.handle is not None]
-            await asyncio.gather(*(self._unload(self._residents[key]) for key in policy.expired(facts, now)))
+            await self._unload_each([self._residents[key] for key in policy.expired(facts, now)])
             self._forget()
             due = policy.next_expiry([resident.facts() for resident in self._residents.values() if resident.handle is not None])
             with contextlib.suppress(TimeoutError):

@@ -337,6 +337,16 @@ async def test_idle_models_go_when_their_time_is_up(tmp_path) -> None:
         assert (await ask(manager, who, "back"))[0] == "back"
 
 
+async def test_a_worker_whose_end_goes_wrong_does_not_keep_the_others(tmp_path) -> None:
+    broken, sound = entry("broken", keep_alive="10ms"), entry("sound", keep_alive="10ms", context_size=512)
+    async with running(tmp_path) as manager:
+        async with manager.lease(broken) as lease:
+            (await lease.handle())._reader.cancel()
+        await until(manager, lambda: manager.states()[0].state == "unloaded")
+        await ask(manager, sound, "hi")
+        await until(manager, lambda: manager.states()[1].state == "unloaded")
+
+
 async def test_a_model_that_no_yaml_wants_goes_after_its_last_request(tmp_path) -> None:
     who, other = entry("gone"), entry("kept", context_size=512)
     async with running(tmp_path) as manager:

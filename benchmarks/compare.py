@@ -175,6 +175,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", type=parts_of, default=list(PARTS), help=f"of {','.join(PARTS)} (decode and memory are one run)"
     )
+    parser.add_argument("--models", default=",".join(make_model.SHAPES), help="which of the models")
     parser.add_argument("--repeats", type=int, help="samples of each figure (5; --quick 2)")
     parser.add_argument("--streams", default=STREAMS, help=f"of the decode part ({STREAMS})")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of every side (one for each core)")
@@ -184,7 +185,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--llama-cpp-wheel", type=Path, help="a wheel of llama-cpp-python for its environment; else pip builds it"
     )
-    parser.add_argument("--spin-count", help="GOMP_SPINCOUNT of the peers (libgomp's own; llmgallery sets 1000 for itself)")
+    parser.add_argument("--spin-count", help="GOMP_SPINCOUNT of the peers (libgomp's own; llmgallery sets 5000 for itself)")
     parser.add_argument("--output", type=Path, default=HERE, help="the folder of results.json and RESULTS.md")
     return parser.parse_args()
 
@@ -193,7 +194,7 @@ def prepared(given: argparse.Namespace) -> Run:
     """With models and environments made, where they are not there yet."""
     models = {}
     for name, shape in make_model.SHAPES.items():
-        if given.quick and name != "135M":
+        if (given.quick and name != "135M") or name not in given.models.split(","):
             continue
         models[name] = given.folder.resolve() / "models" / f"{name}.gguf"
         if not models[name].exists():
@@ -228,8 +229,8 @@ def command(given: argparse.Namespace) -> str:
     flags = ["--quick"] * given.quick
     if given.only != list(PARTS):
         flags += ["--only", ",".join(given.only)]
-    for flag in ("repeats", "streams", "threads", "spin_count"):
-        if (value := getattr(given, flag)) not in (None, STREAMS):
+    for flag in ("models", "repeats", "streams", "threads", "spin_count"):
+        if (value := getattr(given, flag)) not in (None, STREAMS, ",".join(make_model.SHAPES)):
             flags += [f"--{flag.replace('_', '-')}", str(value)]
     return shlex.join(["python", "-m", "benchmarks.compare", *flags])
 

@@ -27,7 +27,7 @@ STREAMS = 4  # of the stall
 POLL_SECONDS = 0.02
 STALL_SECONDS = 300.0
 ROOT = Path(__file__).parent.parent
-OWN_SPIN = "1000"
+OWN_SPIN = "5000"
 """GOMP_SPINCOUNT as llmgallery's workers set it for themselves."""
 
 
@@ -146,8 +146,8 @@ def engine(model: Path, sequences: Sequence[int], threads: int) -> dict[str, Any
 def environment(side: Environment, spin: str | None) -> dict[str, str]:
     """What a side's process has in its environment beside ours. `spin`: GOMP_SPINCOUNT of the peers; None = libgomp's own."""
     if side.name == "llmgallery":
-        return {"GOMP_SPINCOUNT": OWN_SPIN}
-    return {} if spin is None else {"GOMP_SPINCOUNT": spin}
+        spin = OWN_SPIN
+    return {} if spin is None else {"GOMP_SPINCOUNT": spin, "OMP_WAIT_POLICY": "active"}
 
 
 def output(command: Sequence[str], more: dict[str, str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 US, SERVER, PYTHON = "llmgallery", "llama-server", "llama-cpp-python"
 PEERS = (SERVER, PYTHON)
+STEADY, WHOLE = "steady_per_second", "tokens_per_second"
 Data = Mapping[str, Any]
 Line = Sequence[str]
 
@@ -52,14 +53,16 @@ def paired(ours: Sequence[float | None], theirs: Sequence[float | None]) -> floa
     return middle(ratio(mine, other) for mine, other in zip(ours, theirs, strict=False))
 
 
-def rates(streams: Data, side: str) -> list[float | None]:
-    return [sample["tokens_per_second"] for sample in streams.get(side, ())]
+def rates(streams: Data, side: str, key: str) -> list[float | None]:
+    return [sample[key] for sample in streams.get(side, ())]
 
 
 def decode_ratios(model: Data, count: str, peer: str) -> tuple[float | None, float | None]:
     """Raw, and divided by the controls' ratio."""
     streams, controls = model["streams"][count], model["controls"].get(count, {})
-    raw = paired(rates(streams, US), rates(streams, peer))
+    # A server of one sequence never runs several: only whole waves can be compared with it.
+    key = WHOLE if peer == PYTHON else STEADY
+    raw = paired(rates(streams, US, key), rates(streams, peer, key))
     control = paired(controls.get(US, ()), controls.get(peer, ()))
     return raw, ratio(raw, control)
 
@@ -67,35 +70,31 @@ def decode_ratios(model: Data, count: str, peer: str) -> tuple[float | None, flo
 # --- sections ----------------------------------------------------------------------------------------------------------------
 
 
+DECODED = """Tokens/s of all streams together, prompts of 128 tokens, all sent at once: while all of them run; and of whole waves,
+from the first token of the first stream to the last of the last, in which some of the prompts are still read. The ratios
+are of the former; those to llama-cpp-python, which serves one at a time, of the latter.
+"""
+
+
 def decode(part: Data) -> str:
-    text = "## Decode throughput over HTTP\n\nTokens/s of all streams together, prompts of 128 tokens, all sent at once, "
-    text += "from the first token of the first to the last of the last.\n"
+    text = f"## Decode throughput over HTTP\n\n{DECODED}"
     for name, model in part["models"].items():
         rows = []
         for count, streams in model["streams"].items():
-            cells = [f"{middle(rates(streams, side)) or 0:.1f}" if streams.get(side) else "-" for side in (US, *PEERS)]
             shares = [shown(value) for peer in PEERS for value in decode_ratios(model, count, peer)]
-            rows.append((count, *cells, *shares))
+            rows.append((count, *_cells(streams, STEADY), *shares))
         heads = ("streams", US, *PEERS, *(f"{word} {peer}" for peer in PEERS for word in ("vs", "by controls,")))
-        text += f"\n{name}, {part['about']['slots']} slots of {part['about']['context']} tokens:\n\n{table(heads, rows)}"
-        text += f"\nWhile all of them run:\n\n{_steady(model['streams'])}"
+        slots = f"{part['about']['slots']} slots of {part['about']['context']} tokens"
+        text += f"\n{name}, {slots}, while all run:\n\n{table(heads, rows)}"
+        waves = [(count, *_cells(streams, WHOLE)) for count, streams in model["streams"].items()]
+        text += f"\nWhole waves:\n\n{table(('streams', US, *PEERS), waves)}"
         text += f"\nBare loops, tokens/s:\n\n{_controls(model['controls'])}"
     return text + "\n" + _sides(part["sides"])
 
 
-def _steady(counts: Data) -> str:
-    """Without the time in which some answers have begun and others have not."""
-    rows = []
-    for count, streams in counts.items():
-        found = {side: middle(streams.get(side, ()), "steady_per_second") for side in (US, *PEERS)}
-        rows.append(
-            (
-                count,
-                *("never" if rate is None else f"{rate:.1f}" for rate in found.values()),
-                shown(ratio(found[US], found[SERVER])),
-            )
-        )
-    return table(("streams", US, *PEERS, f"vs {SERVER}"), rows)
+def _cells(streams: Data, key: str) -> list[str]:
+    found = [(side, middle(rates(streams, side, key))) for side in (US, *PEERS)]
+    return ["-" if not streams.get(side) else "never" if rate is None else f"{rate:.1f}" for side, rate in found]
 
 
 def _controls(controls: Data) -> str:

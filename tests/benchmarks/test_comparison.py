@@ -121,7 +121,7 @@ def test_a_part_that_is_run_again_replaces_only_itself():
 
 
 def rates(*values: float) -> list[dict[str, float]]:
-    return [{"tokens_per_second": value, "steady_per_second": None} for value in values]
+    return [{"tokens_per_second": value / 2, "steady_per_second": value} for value in values]
 
 
 ABOUT = {

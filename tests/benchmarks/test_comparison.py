@@ -141,7 +141,7 @@ DECODE = {
                 "8": {
                     "llmgallery": rates(90, 120, 100),
                     "llama-server": rates(100, 100, 50),
-                    "llama-cpp-python": rates(50, 50, 50),
+                    "llama-cpp-python": [{**rate, "steady_per_second": None} for rate in rates(50, 50, 50)],
                 }
             },
             "controls": {"8": {"llmgallery": [200, 200], "llama-server": [100, 160]}},
@@ -196,7 +196,8 @@ def test_every_part_has_its_section():
         "| 135M: first token after a shared prefix in at most half of llama-server's time | 0.25 | yes |",
         "| 135M: memory within 60 MB of llama-server's | +90 MB | **no** |",
         "- llama-server: ggml 1.1; AVX2",
-        "| 8 | never | never | never | - |",
+        "| 8 | 100.0 | 100.0 | never | 1.20 | 0.74 | 2.00 | - |",
+        "| 8 | 50.0 | 50.0 | 25.0 |",
         "| llmgallery | 1.00 s | 16000 | 14000 |",
     ):
         assert line in text

@@ -27,6 +27,10 @@ SAMPLINGS = {
     "greedy": Sampling(temperature=0.0),
 }
 
+BARE = {"bare": {control.FLASH_ATTENTION: 0}, "bare_default": control.NO_CHANGES}
+"""Loops without an engine: attending as the engine chooses on a CPU, and as llama.cpp does by itself."""
+KINDS = (*BARE, *SAMPLINGS)
+
 
 @dataclass
 class Clock:
@@ -138,6 +142,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--sequences", default="1,8")
+    parser.add_argument(
+        "--kinds", default=",".join(KINDS), help="what is measured; one alone is not slowed down by the others' threads"
+    )
     parser.add_argument("--context", type=int, default=1024, help="tokens of each sequence")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=96)
@@ -148,17 +155,19 @@ def main() -> None:
     file, clock = given.model.resolve(), Clock()
     library = control.bind(Path(bindings._lib._name))
     clock.wrap(bindings)
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, float]] = {}
     for count in map(int, given.sequences.split(",")):
-        rates = {name: run(file, sampling, count, clock, given) for name, sampling in SAMPLINGS.items()}
-        model = library.llama_model_load_from_file(bytes(file), library.llama_model_default_params())
-        found[str(count)] = {
-            "bare": bare(library, model, count, given, {control.FLASH_ATTENTION: 0}),  # as the engine chooses on a CPU
-            "bare_default": bare(library, model, count, given, {}),
-            **{name: measured.rate for name, measured in rates.items()},
-            "python_share": rates["sampled"].python_share,
-        }
-        library.llama_model_free(model)
+        found[str(count)] = rates = {}
+        for kind in given.kinds.split(","):
+            if kind in BARE:
+                model = library.llama_model_load_from_file(bytes(file), library.llama_model_default_params())
+                rates[kind] = bare(library, model, count, given, BARE[kind])
+                library.llama_model_free(model)
+                continue
+            measured = run(file, SAMPLINGS[kind], count, clock, given)
+            rates[kind] = measured.rate
+            if kind == "sampled":
+                rates["python_share"] = measured.python_share
     costly = sorted(clock.spent.items(), key=lambda item: -item[1])
     print(json.dumps({"sequences": found, "spent": {name: seconds for name, seconds in costly[:8] if seconds > 0}}))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.engine import KINDS
 from benchmarks.environments import Environment
 from benchmarks.servers import Server
 from llmgallery.cli.bench.client import Recording, Trace
@@ -138,9 +139,15 @@ def control(
 
 
 def engine(model: Path, sequences: Sequence[int], threads: int) -> dict[str, Any]:
-    """Our engine without HTTP, and a bare loop in the same process."""
-    counts = ",".join(map(str, sequences))
-    return output([sys.executable, "-m", "benchmarks.engine", str(model), "--sequences", counts, "--threads", str(threads)], {})
+    """Our engine without HTTP, and bare loops, by the number of sequences. Each in a process of its own: libgomp lets threads
+    wait otherwise once those of several teams have been more than there are cores."""
+    found: dict[str, Any] = {str(count): {} for count in sequences}
+    for kind in KINDS:
+        sizes = ("--sequences", ",".join(found), "--threads", str(threads))
+        told = output([sys.executable, "-m", "benchmarks.engine", str(model), "--kinds", kind, *sizes], {})
+        for count, rates in told["sequences"].items():
+            found[count].update(rates)
+    return {"sequences": found}
 
 
 def environment(side: Environment, spin: str | None) -> dict[str, str]:

@@ -111,7 +111,7 @@ def _sides(sides: Data) -> str:
 
 
 def engine(part: Data) -> str:
-    text = "## The engine alone\n\nNo HTTP, beside a bare `llama_decode` loop of the same batch, in one process; tokens/s. "
+    text = "## The engine alone\n\nNo HTTP, beside a bare `llama_decode` loop of the same batch; tokens/s. "
     text += "The bare loop attends as the engine does on a CPU (flash attention off); *llama.cpp's way*: with its own choice.\n"
     for name, samples in part["models"].items():
         rows = []

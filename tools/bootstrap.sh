@@ -58,7 +58,7 @@ has_compiler() {
     command -v "${CC:-cc}" >/dev/null 2>&1 && command -v "${CXX:-c++}" >/dev/null 2>&1
 }
 
-# llama.cpp's AMX kernels crash at the first prompt when GCC before 14 compiled them (it drops the tile configuration), and on
+# llama.cpp's AMX kernels crash at the first prompt when GCC 12 compiled them (it drops the tile configuration), and on
 # kernels that grant the tile registers thread by thread. Everything else of the processor is still used.
 without_amx() {
     grep -qs amx_tile /proc/cpuinfo || return 0

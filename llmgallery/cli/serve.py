@@ -47,7 +47,7 @@ def serve(settings: Settings, path: Path | None) -> None:
     _log_to_stderr(settings.log_level)
     _make_default_folder(settings)
     listener = bind(settings.host, settings.port)
-    # uvloop, where uvicorn finds it: a fifth less work of the server's for each token that it passes on.
+    # uvloop, where uvicorn finds it: the server took 6 to 17% less CPU time for the tokens that it passes on.
     loop_factory = uvicorn.Config(app="", log_config=None).get_loop_factory()
     with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(_serve(settings, path, listener))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-# How long llama.cpp's threads spin (some 100 us) before they sleep, when they wait for each other at every graph node. libgomp
+# How long llama.cpp's threads spin before they sleep, when they wait for each other at every graph node. libgomp
 # reads it once, when llama_cpp loads it. By its defaults they spin for milliseconds, which beside one busy process made a decode
 # of two threads 20 times slower; or, as soon as a second thread of the process computes anything with them, hardly at all,
 # which made every decode 1.7 times slower: "active" forbids that. docs/engine.md has what was measured.

@@ -53,6 +53,8 @@ def _refusal(entry: Entry, use: Use, why: str) -> UnsupportedField:
         advice = "ask another model"
     elif _switch(entry, use):
         advice = f"`{_KEYS[use]}: true` is in its YAML, but its backend cannot do it: choose another model"
+    elif use == "rerank":
+        advice = f"ask a reranking model, or set `{_KEYS[use]}: true` in its YAML if these weights hold a classifier"
     else:
         advice = f"set `{_KEYS[use]}: true` in its YAML, or ask another model"
     return UnsupportedField(f"model {entry.name} {_MAKES[use]}: {why}; {advice}", field="model")

@@ -19,7 +19,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from llmgallery.api.errors import BodyTooLarge, ClientGone, Failure, to_failure
 from llmgallery.core.errors import Overloaded
 from llmgallery.core.events import Event, Progress
-from llmgallery.service.generation import Choice, Generation, Item, fold
+from llmgallery.service.generation import Choice, Generation, fold
 from llmgallery.service.pooling import Pooled, Pooling
 
 IDLE_SECONDS = 15.0
@@ -215,8 +215,9 @@ class Streaming:
             async for piece in self._on_the_way(generation):
                 yield piece
             yield self._encoder.begin()
-            async for item in _with_pauses(generation):
-                yield self._encoder.keep_alive() if item is None else self._encoder.event(*item)
+            async with aclosing(generation.batches(IDLE_SECONDS)) as batches:
+                async for items in batches:
+                    yield b"".join([self._encoder.event(*item) for item in items]) if items else self._encoder.keep_alive()
             yield self._encoder.end(generation)
         except Exception as exc:  # noqa: BLE001 - the status line is out: the stream is the only place left to tell
             yield self._encoder.failure(to_failure(exc))
@@ -237,17 +238,3 @@ class Streaming:
             with suppress(TimeoutError):
                 async with asyncio.timeout(PROGRESS_SECONDS):
                     await generation.accepted()
-
-
-async def _with_pauses(generation: Generation) -> AsyncGenerator[Item | None, None]:
-    """The events; None for each IDLE_SECONDS without one."""
-    while True:
-        try:
-            async with asyncio.timeout(IDLE_SECONDS):
-                item = await anext(generation)
-        except TimeoutError:
-            yield None
-        except StopAsyncIteration:
-            return
-        else:
-            yield item

@@ -32,7 +32,8 @@ class Answer:
         self._accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._events: deque[tuple[Event, int]] = deque()
         self._unread = 0
-        self._wake = asyncio.Event()
+        self._news = asyncio.Event()
+        self._hear: Callable[[], None] | None = None
         self._closed = False
         self._failure: GalleryError | None = None
         self._read_done = False
@@ -50,27 +51,49 @@ class Answer:
         """No Done has arrived, and no failure."""
         return not self._closed
 
+    @property
+    def failure(self) -> GalleryError | None:
+        """What is raised once everything that has arrived is read."""
+        return self._failure
+
     def cancel(self) -> None:
         """At once and more than once: no further text; the slot is free when Done arrives."""
         if not self._closed:
             self._cancel(self.id)
 
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self
+    def listen(self, hear: Callable[[], None]) -> None:
+        """`hear` is called whenever `take` may have something; at once if it has."""
+        self._hear = hear
+        if self._events or self._failure is not None:
+            hear()
 
-    async def __anext__(self) -> Event:
-        """Raises WorkerDied when the worker ends before Done."""
-        if self._read_done:
-            raise StopAsyncIteration
-        while not self._events:
-            if self._failure is not None:
+    def take(self) -> Event | None:
+        """The next event if it has come. Raises WorkerDied when the worker ended before Done, and nothing is left to read."""
+        if not self._events:
+            if self._failure is not None and not self._read_done:
                 raise self._failure
-            self._wake.clear()
-            await self._wake.wait()
+            return None
         event, size = self._events.popleft()
         self._unread -= size
         self._read_done = isinstance(event, Done)
         return event
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        """Raises as `take` does."""
+        while (event := self.take()) is None:
+            if self._read_done:
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+        return event
+
+    def _wake(self) -> None:
+        self._news.set()
+        if self._hear is not None:
+            self._hear()
 
     # --- the worker's side ---------------------------------------------------------------------------------------------
 
@@ -90,7 +113,7 @@ class Answer:
         elif not self._overflows(size := _size(event)):
             self.emitted = True
             self._append(event, size)
-        self._wake.set()
+        self._wake()
 
     def fail(self, error: GalleryError) -> None:
         """The worker is gone: what has arrived is still read, then this is raised."""
@@ -99,7 +122,7 @@ class Answer:
         if not self._accepted.done():
             self._accepted.set_exception(error)
             self._accepted.exception()  # retrieved: nobody may be waiting for it
-        self._wake.set()
+        self._wake()
 
     def _append(self, event: TextDelta, size: int) -> None:
         if not self._events and size > MAILBOX_BYTES:

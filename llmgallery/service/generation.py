@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -16,9 +17,9 @@ from llmgallery import __version__
 from llmgallery.catalog.registry import Entry
 from llmgallery.core.errors import Cancelled, GalleryError, WorkerDied, from_info
 from llmgallery.core.events import Done, Event, Progress, Reason, TextDelta, TokenLogprob, Usage, joined
-from llmgallery.core.requests import Request
 from llmgallery.runtime.answer import Answer
 from llmgallery.runtime.handle import Handle
+from llmgallery.service.silence import Silence
 from llmgallery.service.spread import Spread
 from llmgallery.service.turn import Turn
 
@@ -63,8 +64,10 @@ class Generation:
         self._acquiring = asyncio.Lock()
         self._answers: dict[int, Answer] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        # Holds one event: what a slow client does not take stays in the answers' mailboxes, which are bounded.
-        self._items: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue(1)
+        # Whose mailboxes have something. They are bounded, and read when the client takes what they hold.
+        self._news: deque[int] = deque()
+        self._reader: asyncio.Future[None] | None = None
+        self._retried: set[int] = set()
         self._accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._unaccepted = set(range(len(asked.requests)))
         self._done: dict[int, Done] = {}
@@ -115,10 +118,8 @@ class Generation:
 
     async def __aenter__(self) -> Self:
         await self._turn.begin()
-        self._tasks = [
-            asyncio.create_task(self._answer(index, request), name=f"answer {index} of {self.entry.name}")
-            for index, request in enumerate(self._requests)
-        ]
+        for index in range(len(self._requests)):
+            self._start(index)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -133,17 +134,27 @@ class Generation:
 
     async def __anext__(self) -> Item:
         """May be cancelled and called again without losing an event."""
-        if self._failure is None and len(self._done) == len(self._requests):
-            raise StopAsyncIteration
-        index, event = await self._items.get()
-        if isinstance(event, Exception):
-            raise event
-        if isinstance(event, Done):
-            self._done[index] = event
-        elif not self._texted and event.text:
-            self._texted = True
-            self._turn.metrics.first_text(self.entry.name, self._turn.seconds)
-        return index, event
+        while (item := self._take()) is None:
+            if self._is_over:
+                raise StopAsyncIteration
+            await self._told()
+        return item
+
+    async def batches(self, pause: float) -> AsyncGenerator[list[Item], None]:
+        """All that has come, as soon as something has; an empty list for each `pause` seconds without anything."""
+        silence = Silence(pause, self._wake)
+        try:
+            while True:
+                items = self._take_all()
+                if items or silence.is_long:
+                    yield items
+                    silence.broken()
+                elif self._is_over:
+                    return
+                else:
+                    await self._told()
+        finally:
+            silence.end()
 
     def _outcome(self) -> str:
         if self._failure is not None:
@@ -151,46 +162,54 @@ class Generation:
         return "ok" if len(self._done) == len(self._requests) else "cancelled"
 
     def _abandon(self) -> None:
-        """Cancel answers and tasks, except the task that calls this."""
+        """Cancel answers and tasks, except the task that calls this; nothing is tried again."""
+        self._retried.update(range(len(self._requests)))
         for answer in self._answers.values():
             answer.cancel()
         for task in self._tasks:
             if task is not asyncio.current_task():
                 task.cancel()
 
-    async def _answer(self, index: int, request: Request) -> None:
+    # --- from request to answer ------------------------------------------------------------------------------------------
+
+    def _start(self, index: int, dead: Handle | None = None) -> None:
+        self._tasks.append(asyncio.create_task(self._submit(index, dead), name=f"answer {index} of {self.entry.name}"))
+
+    async def _submit(self, index: int, dead: Handle | None) -> None:
+        """Until the worker has taken the request, or another when the first died: `dead`."""
         try:
-            async with aclosing(self._events(index, request)) as events:
-                async for event in events:
-                    await self._items.put((index, _checked(event)))
+            while True:
+                handle = await self._acquire(dead)
+                answer = self._answers[index] = handle.submit(self._requests[index], self.entry.config, self._coalesce)
+                answer.listen(partial(self._hear, index))
+                try:
+                    await answer.accepted()
+                except WorkerDied:
+                    if not self._may_retry(index):
+                        raise
+                    dead = handle
+                else:
+                    break
+            self.warnings = tuple(dict.fromkeys((*self.warnings, *answer.warnings)))
+            self._accept(index)
         except Exception as exc:  # noqa: BLE001 - task border: the reader must hear of every failure
             self._fail(exc)
-            await self._items.put((index, exc))
+
+    def _may_retry(self, index: int) -> bool:
+        """Once, when the worker died before the answer can have had a part in that."""
+        answer = self._answers[index]
+        allowed = not (index in self._retried or answer.started or answer.emitted)
+        self._retried.add(index)
+        return allowed
 
     def _fail(self, error: Exception) -> None:
-        self._failure = error
-        self._abandon()
+        if self._failure is None:
+            self._failure = error
+            self._abandon()
         if not self._accepted.done():
             self._accepted.set_exception(error)
             self._accepted.exception()  # retrieved: the client may have left
-
-    async def _events(self, index: int, request: Request) -> AsyncGenerator[Event, None]:
-        """All events of one answer. It is submitted once more when its worker died before it can have had a part in that."""
-        dead: Handle | None = None
-        while True:
-            handle = await self._acquire(dead)
-            answer = self._answers[index] = handle.submit(request, self.entry.config, self._coalesce)
-            try:
-                await answer.accepted()
-                self.warnings = tuple(dict.fromkeys((*self.warnings, *answer.warnings)))
-                self._accept(index)
-                async for event in answer:
-                    yield event
-                return
-            except WorkerDied:
-                if dead is not None or answer.started or answer.emitted:
-                    raise
-            dead = handle
+        self._wake()
 
     async def _acquire(self, dead: Handle | None) -> Handle:
         """The worker that all answers share; a new one when it is `dead`."""
@@ -203,6 +222,74 @@ class Generation:
         self._unaccepted.discard(index)
         if not self._unaccepted and not self._accepted.done():
             self._accepted.set_result(None)
+
+    # --- events ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_over(self) -> bool:
+        return self._failure is None and len(self._done) == len(self._requests)
+
+    def _hear(self, index: int) -> None:
+        """The mailbox of this answer has something. Whether anybody reads or not: who waits behind others is tried again."""
+        answer = self._answers[index]
+        if isinstance(answer.failure, WorkerDied) and answer.is_accepted and self._may_retry(index):
+            self._start(index, self._handle)
+            return
+        if index not in self._news:
+            self._news.append(index)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def _told(self) -> None:
+        """Until `_wake` is called."""
+        self._reader = asyncio.get_running_loop().create_future()
+        try:
+            await self._reader
+        finally:
+            self._reader = None
+
+    def _take_all(self) -> list[Item]:
+        """What a failure comes after is taken before it is raised."""
+        items: list[Item] = []
+        try:
+            while (item := self._take()) is not None:
+                items.append(item)
+        except Exception:
+            if not items:
+                raise
+        return items
+
+    def _take(self) -> Item | None:
+        """The next event, of each answer that has some in turn; None = there is none yet."""
+        while self._failure is None and self._news:
+            index = self._news.popleft()
+            if (event := self._taken(index)) is not None:
+                self._news.append(index)
+                self._note(index, event)
+                return index, event
+        if self._failure is not None:
+            raise self._failure
+        return None
+
+    def _taken(self, index: int) -> Event | None:
+        answer = self._answers[index]
+        try:
+            event = answer.take()
+            return None if event is None else _checked(event)
+        except GalleryError as exc:
+            if answer.is_accepted:  # else the task that waits for that hears of it, too
+                self._fail(exc)
+            return None
+
+    def _note(self, index: int, event: Event) -> None:
+        if isinstance(event, Done):
+            self._done[index] = event
+        elif not self._texted and event.text:
+            self._texted = True
+            self._turn.metrics.first_text(self.entry.name, self._turn.seconds)
 
 
 def _checked(event: Event) -> Event:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ import msgspec
 from llmgallery.wire.frames import MAX_FRAME, Command, Report
 
 LENGTH = struct.Struct("<I")
+READ_BYTES = 256 * 1024
 _encoder = msgspec.msgpack.Encoder()
 _commands = msgspec.msgpack.Decoder(Command)
 _reports = msgspec.msgpack.Decoder(Report)
@@ -57,12 +57,11 @@ def _checked(length: int) -> int:
 
 
 class ChildChannel:
-    """The child's end: one thread reads, any thread writes."""
+    """The child's end: one thread reads, one at a time writes."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._reader = sock.makefile("rb")
         self._sock = sock
-        self._lock = threading.Lock()
 
     def commands(self) -> Iterator[Command]:
         """Blocks for each next command; ends when the parent is gone. Raises FrameError."""
@@ -75,11 +74,16 @@ class ChildChannel:
                 return
             yield decode_command(body)
 
-    def send(self, frame: Report) -> None:
-        """Blocks until the frame is handed to the kernel. Raises OSError when the parent is gone."""
-        data = encode(frame)
-        with self._lock:
-            self._sock.sendall(data)
+    def send(self, data: bytes) -> None:
+        """Blocks until a frame, encoded, or the rest of one is handed to the kernel. Raises OSError when the parent is gone."""
+        self._sock.sendall(data)
+
+    def send_some(self, data: bytes) -> bytes:
+        """Never blocks; gives back what the kernel has no room for. Raises OSError when the parent is gone."""
+        try:
+            return data[self._sock.send(data, socket.MSG_DONTWAIT) :]
+        except BlockingIOError:
+            return data
 
 
 class ParentChannel:
@@ -88,6 +92,7 @@ class ParentChannel:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._read = bytearray()
 
     @classmethod
     async def open(cls, sock: socket.socket) -> ParentChannel:
@@ -97,11 +102,28 @@ class ParentChannel:
 
     async def receive(self) -> Report | None:
         """The next report, or None when the child is gone. Raises FrameError."""
-        try:
-            length = _checked(LENGTH.unpack(await self._reader.readexactly(LENGTH.size))[0])
-            return decode_report(await self._reader.readexactly(length))
-        except (asyncio.IncompleteReadError, ConnectionError):
+        while (body := self._body()) is None:
+            # As much as there is: one wait brings whole frames, most often.
+            try:
+                data = await self._reader.read(READ_BYTES)
+            except ConnectionError:
+                return None
+            if not data:
+                return None
+            self._read += data
+        return decode_report(body)
+
+    def _body(self) -> bytes | None:
+        """That of the first frame, once all of it has been read."""
+        read = self._read
+        if len(read) < LENGTH.size:
             return None
+        end = LENGTH.size + _checked(LENGTH.unpack_from(read)[0])
+        if len(read) < end:
+            return None
+        body = bytes(read[LENGTH.size : end])
+        del read[:end]
+        return body
 
     def send(self, frame: Command) -> None:
         """Queues the frame; never waits for the child to read it. To a child that is gone (see `receive`) nothing goes."""

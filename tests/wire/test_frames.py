@@ -95,7 +95,7 @@ async def test_both_ends_talk_and_hear_of_the_end() -> None:
     child = ChildChannel(theirs)
     for command in COMMANDS:
         parent.send(command)
-    await asyncio.to_thread(lambda: [child.send(report) for report in REPORTS])
+    await asyncio.to_thread(lambda: [child.send(encode(report)) for report in REPORTS])
     assert [await parent.receive() for _ in REPORTS] == REPORTS
     parent.close()
     assert await asyncio.to_thread(lambda: list(child.commands())) == COMMANDS

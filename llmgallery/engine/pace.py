@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SLOWDOWN = 2.5
+SLOWDOWN = 2.25
 AIM = 0.9
 """The target stays this far below what is allowed: costs scatter."""
 NEARLY = 1.1

@@ -7,6 +7,7 @@ import pytest
 from llmgallery.core.sampling import Sampling
 from llmgallery.engine.chain import (
     Chain,
+    Cut,
     Dry,
     MinP,
     Mirostat,
@@ -106,3 +107,29 @@ def test_a_dynamic_temperature_stays_above_zero() -> None:
     assert step.value - step.spread == pytest.approx(1e-6)
     assert step.value + step.spread == pytest.approx(1.4)
     assert step.exponent == 2.0
+
+
+@pytest.mark.parametrize(
+    ("sampling", "cut"),
+    [
+        (Sampling(), Cut(40, 0)),
+        (Sampling(top_k=7, presence_penalty=1), Cut(7, 64)),
+        (Sampling(presence_penalty=1, repeat_last_n=9, dry_multiplier=1, dry_penalty_last_n=20), Cut(40, 20)),
+        (Sampling(presence_penalty=1, samplers=("top_k", "penalties")), Cut(40, 0)),
+        (Sampling(samplers=("temperature", "top_k", "top_k"), temperature=3.0), Cut(40, 0)),
+        (Sampling(temperature=0.0), Cut(1, 0)),
+        (Sampling(temperature=0.0, presence_penalty=1, repeat_last_n=5), Cut(1, 5)),
+        (Sampling(top_k=0), None),
+        (Sampling(top_n_sigma=1.0), None),
+        (Sampling(mirostat=2), None),
+        *(
+            (Sampling(samplers=(name, "top_k"), typical_p=0.5, xtc_probability=1), None)
+            for name in ("typ_p", "top_p", "min_p", "xtc")
+        ),
+        (Sampling(samplers=("temperature", "top_k"), dynatemp_range=0.5), None),
+        (Sampling(samplers=("temperature", "top_k"), temperature=1e-3), None),
+        (Sampling(samplers=("temperature", "top_k"), temperature=1e3), None),
+    ],
+)
+def test_a_chain_knows_how_many_of_the_highest_can_be_left(sampling: Sampling, cut: Cut | None) -> None:
+    assert plan(sampling).cut == cut

@@ -70,7 +70,7 @@ def test_steps_with_prompts_stay_below_the_slowdown(cost, streams, slowdown):
 )
 def test_the_time_that_is_allowed_is_used(cost, least):
     """Tokens a step with 4 streams. The stepped costs have their second hill to be climbed."""
-    pace = Pace()
+    pace = Pace(2.5)
     pace.measured(0, 512, cost(0, 512))
     times, _ = mixed(pace, cost, 4, 300)
     assert max(times) <= 5 * cost(4, 0) * 1.05, "what is tried now and then is bounded"

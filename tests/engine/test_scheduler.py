@@ -118,7 +118,7 @@ def test_a_long_prompt_stalls_neither_streams_nor_short_prompts():
 
 
 def test_the_pace_limits_prompts_beside_streams_only():
-    scheduler = Scheduler(slots=4, budget=512)
+    scheduler = Scheduler(slots=4, budget=512, slowdown=2.5)
     scheduler.add(sequence(1, prompt=300))
     assert run_step(scheduler).num_tokens == 300
     scheduler.add(sequence(2, prompt=1000))

@@ -209,9 +209,12 @@ def prepared(given: argparse.Namespace) -> Run:
 
 
 def merged(before: dict[str, Any], found: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a run in place of the same parts of earlier ones; `about` says how they were made."""
-    made = {name: {**part, "about": {**about, **part["about"]}} for name, part in found.items()}
-    parts = {**before.get("parts", {}), **made}
+    """What a run found of a model in place of what earlier ones did; `about` says how it was made."""
+    parts = dict(before.get("parts", {}))
+    for name, part in found.items():
+        earlier = parts.get(name, {})
+        made = {**earlier.get("made", {}), **dict.fromkeys(part["models"], about)}
+        parts[name] = {**part, "models": {**earlier.get("models", {}), **part["models"]}, "made": made}
     return {"parts": {name: parts[name] for name in PARTS if name in parts}}
 
 

@@ -256,9 +256,9 @@ def shown(value: float | None) -> str:
 
 
 def runs(parts: Data) -> str:
-    """How each part was made."""
+    """How each part was made, model by model."""
     rows = []
     for name, part in parts.items():
-        about = part["about"]
-        rows.append((name, f"`{about['command']}`", about["date"], str(about["repeats"]), about["machine"]))
-    return "## How\n\n" + table(("part", "command", "date", "samples", "machine"), rows, numbers=False)
+        for model, made in part["made"].items():
+            rows.append((name, model, f"`{made['command']}`", made["date"], str(made["repeats"]), made["machine"]))
+    return "## How\n\n" + table(("part", "model", "command", "date", "samples", "machine"), rows, numbers=False)

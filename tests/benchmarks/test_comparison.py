@@ -111,11 +111,16 @@ def test_pauses_count_where_they_lie():
     assert found["idle_p95"] == 1.0
 
 
-def test_a_part_that_is_run_again_replaces_only_itself():
-    before = {"parts": {"stall": {"about": {"date": "old"}}, "decode": {"about": {"date": "old"}}}}
-    data = compare.merged(before, {"stall": {"about": {"prompt": 9}, "models": {}}}, {"date": "new"})
-    assert data["parts"]["decode"] == {"about": {"date": "old"}}
-    assert data["parts"]["stall"] == {"about": {"date": "new", "prompt": 9}, "models": {}}
+def test_what_is_run_again_replaces_only_itself():
+    """Another part, and another model of the same part, stay as they were, and tell how they were made."""
+    old, new = {"date": "old"}, {"date": "new"}
+    stall = {"about": {"prompt": 8}, "models": {"a": 1, "b": 2}, "made": {"a": old, "b": old}}
+    decode = {"about": {}, "models": {"a": 3}, "made": {"a": old}}
+    data = compare.merged(
+        {"parts": {"stall": stall, "decode": decode}}, {"stall": {"about": {"prompt": 9}, "models": {"b": 5}}}, new
+    )
+    assert data["parts"]["decode"] == decode
+    assert data["parts"]["stall"] == {"about": {"prompt": 9}, "models": {"a": 1, "b": 5}, "made": {"a": old, "b": new}}
     assert list(data["parts"]) == ["decode", "stall"]
 
 
@@ -126,16 +131,11 @@ def rates(*values: float) -> list[dict[str, float]]:
     return [{"tokens_per_second": value / 2, "steady_per_second": value} for value in values]
 
 
-ABOUT = {
-    "command": "python -m benchmarks.compare",
-    "date": "2026-01-01",
-    "repeats": 3,
-    "machine": "2 cores",
-    "slots": 16,
-    "context": 9,
-}
+ABOUT = {"slots": 16, "context": 9}
+MADE = {"135M": {"command": "python -m benchmarks.compare", "date": "2026-01-01", "repeats": 3, "machine": "2 cores"}}
 DECODE = {
     "about": ABOUT,
+    "made": MADE,
     "sides": {"llmgallery": {"ggml": "1.0", "features": "AVX512"}, "llama-server": {"ggml": "1.1", "features": "AVX2"}},
     "models": {
         "135M": {
@@ -171,7 +171,7 @@ def test_goals_are_told_as_reached_or_not():
 def stall(loaded: float) -> dict[str, object]:
     sample = {"idle_p95": 0.05, "loaded_p95": loaded, "loaded_max": loaded, "first_token": 3.0}
     about = {**ABOUT, "streams": 4, "prompt": 4000}
-    return {"about": about, "models": {"135M": {"llmgallery": [sample], "llama-server": [sample]}}}
+    return {"about": about, "made": MADE, "models": {"135M": {"llmgallery": [sample], "llama-server": [sample]}}}
 
 
 def test_every_part_has_its_section():
@@ -179,14 +179,16 @@ def test_every_part_has_its_section():
     firsts = [{"first_token_p50": 1.0, "prompt_tokens": 16000, "cached_tokens": 14000}]
     parts = {
         "decode": DECODE,
-        "engine": {"about": ABOUT, "models": {"135M": [{"8": alone}]}},
+        "engine": {"about": ABOUT, "made": MADE, "models": {"135M": [{"8": alone}]}},
         "prefix": {
             "about": {**ABOUT, "requests": 8, "prefix": 2000},
+            "made": MADE,
             "models": {"135M": {"llmgallery": firsts, "llama-server": [{**firsts[0], "first_token_p50": 4.0}]}},
         },
         "stall": stall(0.1),
         "memory": {
             "about": ABOUT,
+            "made": MADE,
             "models": {"135M": {"llmgallery": {"loaded": 1e8, "used": 2e8}, "llama-server": {"loaded": 1e8, "used": 1.1e8}}},
         },
     }
@@ -203,7 +205,7 @@ def test_every_part_has_its_section():
         "| llmgallery | 1.00 s | 16000 | 14000 |",
     ):
         assert line in text
-    assert all(f"| {name} | `python -m benchmarks.compare` |" in text for name in parts)
+    assert all(f"| {name} | 135M | `python -m benchmarks.compare` |" in text for name in parts)
 
 
 def test_the_written_results_are_those_of_the_samples():

@@ -6,13 +6,16 @@ Source: common_sampler_init in llama.cpp's common/sampling.cpp. What would do no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmgallery.core.sampling import DEFAULTS, Sampling
 
 COLDEST = 1e-6
 """A lower temperature or repeat penalty would lift logits out of what float32 holds; the likeliest token takes all before."""
+
+MODERATE = (0.01, 100.0)
+"""Temperatures, thrice at most, after which float32 and llama.cpp's sorting still tell logits apart as before."""
 
 _FAINTEST = 2.0**-126
 """The least normal float32. Fainter candidates have the probability 0, whose logarithm llama.cpp's entropies do not survive:
@@ -102,6 +105,15 @@ Step = Penalties | Dry | TopNSigma | TopK | Typical | TopP | MinP | Xtc | Temper
 
 
 @dataclass(frozen=True)
+class Cut:
+    """At most `kept` candidates are left, the highest, before anything depends on the others. Until then a chain changes logits
+    of none but biased tokens and the last `last_n` ones, and else keeps their order."""
+
+    kept: int
+    last_n: int
+
+
+@dataclass(frozen=True)
 class Chain:
     """What is added to the logits, then the steps, then the choice. `mirostat` None: by probability; `likeliest`: no draw."""
 
@@ -113,7 +125,32 @@ class Chain:
     @property
     def last_n(self) -> int:
         """How many of the last tokens it looks at."""
-        return max((step.last_n for step in self.steps if isinstance(step, (Penalties, Dry))), default=0)
+        return _last_n(self.steps)
+
+    @property
+    def cut(self) -> Cut | None:
+        """The first one, if it comes before all that looks at the whole vocabulary."""
+        for place, step in enumerate(self.steps):
+            if isinstance(step, TopK):
+                return Cut(step.k, _last_n(self.steps[:place]))
+            if not _keeps_order(step):
+                return None
+        return Cut(1, self.last_n) if self.likeliest else None
+
+
+def _last_n(steps: Sequence[Step]) -> int:
+    return max((step.last_n for step in steps if isinstance(step, (Penalties, Dry))), default=0)
+
+
+def _keeps_order(step: Step) -> bool:
+    """Of tokens that it has not seen. Not asked of temperatures that round many logits to one."""
+    match step:
+        case Penalties() | Dry():
+            return True
+        case Temperature(value, spread=0.0):
+            return MODERATE[0] <= value <= MODERATE[1]
+        case _:
+            return False
 
 
 def plan_chain(

@@ -6,10 +6,11 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from threading import Lock
 
-from llmgallery.backends.llamacpp.api import RANDOM_SEED, DrySampler, Sampler, Vocab
+from llmgallery.backends.llamacpp.api import RANDOM_SEED, DrySampler, Sampler, Shortlist, Vocab
 from llmgallery.core.sampling import Sampling
 from llmgallery.engine.chain import (
     Chain,
+    Cut,
     Dry,
     MinP,
     Penalties,
@@ -24,6 +25,12 @@ from llmgallery.engine.chain import (
 )
 
 MOST_DRYS = 16
+LEAST_VOCAB = 65_536
+"""In a smaller vocabulary looking for a shortlist takes Python nearly as long as llama.cpp's plain top_k takes."""
+LEAST_DEAR_VOCAB = 8192
+"""The same where llama.cpp looks each token up among penalties, or sorts by buckets."""
+MOST_HEAPED = 128
+"""llama.cpp's greatest top_k without buckets."""
 
 
 class DrySamplers:
@@ -96,9 +103,17 @@ def make_sampler(
     for step in chain.steps:
         _add(sampler, step, vocab_size, seed, drys)
     _add_choice(sampler, chain, vocab_size, seed)
+    cut = chain.cut
+    if cut and vocab_size >= _least_vocab(cut, chain):
+        sampler.narrow(Shortlist(vocab_size, cut.kept, chain.biases, cut.last_n))
     if chain.last_n:
         sampler.accept_all(prompt[-chain.last_n :])
     return sampler
+
+
+def _least_vocab(cut: Cut, chain: Chain) -> int:
+    is_dear = cut.last_n > 0 or chain.biases or cut.kept > MOST_HEAPED
+    return LEAST_DEAR_VOCAB if is_dear else LEAST_VOCAB
 
 
 def seed_of(seed: int | None) -> int:

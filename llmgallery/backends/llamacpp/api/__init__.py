@@ -24,6 +24,7 @@ from llmgallery.backends.llamacpp.api.params import (
     ModelParams,
 )
 from llmgallery.backends.llamacpp.api.sampler import Candidates, DrySampler, Sampler
+from llmgallery.backends.llamacpp.api.shortlist import Shortlist
 
 __all__ = [
     "CACHE_TYPES",
@@ -40,6 +41,7 @@ __all__ = [
     "Model",
     "ModelParams",
     "Sampler",
+    "Shortlist",
     "Vocab",
     "can_offload",
     "has_amx",

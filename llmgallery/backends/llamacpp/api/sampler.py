@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from llmgallery.backends.llamacpp.api.context import Context
 from llmgallery.backends.llamacpp.api.model import Vocab
+from llmgallery.backends.llamacpp.api.shortlist import Shortlist
 
 _CANDIDATE = np.dtype([("token", np.int32), ("logit", np.float32), ("probability", np.float32)])
 
@@ -22,6 +23,28 @@ class Candidates(NamedTuple):
     tokens: NDArray[np.int32]
     logits: NDArray[np.float32]
     chosen: int | None
+
+
+class _Few:
+    """A candidate array that is filled again for each token."""
+
+    def __init__(self, room: int) -> None:
+        data = np.zeros(room, _CANDIDATE)
+        self._tokens, self._logits = data["token"], data["logit"]
+        self._first = ctypes.cast(data.ctypes.data, c.llama_token_data_p)
+        self._array = c.llama_token_data_array()
+        self._reference = ctypes.byref(self._array)
+
+    def choose(self, chain: Any, tokens: NDArray[np.int64], row: NDArray[np.float32]) -> int:
+        count = len(tokens)
+        self._tokens[:count] = tokens
+        self._logits[:count] = row.take(tokens)
+        array = self._array
+        array.data, array.size, array.selected, array.sorted = self._first, count, -1, 0
+        c.llama_sampler_apply(chain, self._reference)
+        if array.selected < 0:
+            raise AssertionError("the chain's last sampler does not choose")
+        return int(array.data[array.selected].id)
 
 
 class DrySampler:
@@ -48,6 +71,7 @@ class Sampler:
 
     def __init__(self) -> None:
         self._is_argmax = False
+        self._shortlist: Shortlist | None = None
         params = c.llama_sampler_chain_default_params()
         params.no_perf = True
         self._chain = c.llama_sampler_chain_init(params)
@@ -107,26 +131,52 @@ class Sampler:
         self._is_argmax = len(self) == 0
         self._add(c.llama_sampler_init_greedy())
 
+    def narrow(self, shortlist: Shortlist) -> None:
+        """From now on `sample` offers the chain, whose promise the shortlist was made by, no other tokens. Its choices stay
+        the same, but for which of equal logits are cut, and their order."""
+        self._shortlist = shortlist
+        self._few = _Few(shortlist.largest)
+
     def accept(self, token: int) -> None:
         """The token counts for the penalties, as if it had been sampled."""
         c.llama_sampler_accept(self._chain, token)
+        if self._shortlist:
+            self._shortlist.accept(token)
 
     def accept_all(self, tokens: Iterable[int]) -> None:
         accept, chain = c.llama_sampler_accept, self._chain
+        tokens = list(tokens)
         for token in tokens:
             accept(chain, token)
+        if self._shortlist:
+            self._shortlist.accept_all(tokens)
 
     def sample(self, context: Context, index: int) -> int:
         """The next token after the batch's token `index`; it is accepted."""
         if self._is_argmax:
             # The chain would first write a candidate for each token of the vocabulary: ten times the work.
             return context.likeliest(index)
-        return int(c.llama_sampler_sample(self._chain, context.pointer, index))
+        if self._shortlist is None:
+            return int(c.llama_sampler_sample(self._chain, context.pointer, index))
+        token = self.choose(context.logits(index))
+        if token is None:
+            token = int(c.llama_sampler_sample(self._chain, context.pointer, index))
+            self._shortlist.accept(token)
+        else:
+            self.accept(token)
+        return token
 
-    def apply(self, logits: NDArray[np.float32]) -> Candidates:
-        """What the chain makes of one logit for each token of the vocabulary. Nothing is accepted."""
-        data = np.empty(len(logits), _CANDIDATE)
-        data["token"], data["logit"], data["probability"] = np.arange(len(logits)), logits, 0
+    def choose(self, row: NDArray[np.float32]) -> int | None:
+        """The next token by these logits, not accepted; None, and nothing drawn: there is no shortlist of them."""
+        tokens = None if self._shortlist is None else self._shortlist.find(row)
+        return None if tokens is None else self._few.choose(self._chain, tokens, row)
+
+    def apply(self, logits: NDArray[np.float32], tokens: NDArray[np.int64] | None = None) -> Candidates:
+        """What the chain makes of one logit for each token of the vocabulary; `tokens`: of these only, ascending. Nothing is
+        accepted."""
+        tokens = np.arange(len(logits)) if tokens is None else tokens
+        data = np.zeros(len(tokens), _CANDIDATE)
+        data["token"], data["logit"] = tokens, logits[tokens]
         pointer = ctypes.cast(data.ctypes.data, c.llama_token_data_p)
         array = c.llama_token_data_array(data=pointer, size=len(data), selected=-1, sorted=False)
         c.llama_sampler_apply(self._chain, ctypes.byref(array))

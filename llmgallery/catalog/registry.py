@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -129,8 +130,16 @@ class Registry:
         return any(path in self._reads and self._reads[path].signature != _signature(path) for path in paths)
 
     def read(self) -> Snapshot:
-        """Read everything that is not known yet."""
-        return self.refresh()
+        """Read everything that is not known yet. The objects of many files, which live as long as the server, are kept out of
+        the garbage collector's rounds: these would take a quarter of the time now, and hold streams up later."""
+        swept = gc.isenabled()
+        gc.disable()
+        try:
+            return self.refresh()
+        finally:
+            gc.freeze()
+            if swept:
+                gc.enable()
 
     def refresh(self, paths: Collection[Path] | None = None) -> Snapshot:
         """Read what changed since the last time, and `paths` in any case; swap the snapshot and return it."""

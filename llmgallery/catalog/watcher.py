@@ -77,7 +77,7 @@ async def _follow(follower: _Follower, stop: asyncio.Event, debounce_ms: int) ->
             *watched,
             watch_filter=None,
             debounce=max(debounce_ms, 1),
-            step=max(debounce_ms, 1),  # its thread wakes as often, also when nothing changes
+            step=max(debounce_ms // 2, 1),  # its thread wakes as often, also when nothing changes
             stop_event=stop,
             rust_timeout=HEARTBEAT_MS,
             yield_on_timeout=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,18 @@ def backend(name: str, reading: Reading, specs: Mapping[str, Spec]) -> str | Non
 
 def unheeded(reading: Reading, spec: Spec) -> list[Problem]:
     """Warnings for load keys that are written and that the backend does not use."""
-    keys = spec.keys | GENERAL_KEYS
-    heeded = keys | {f"parameters.{key}" for key in keys & LOAD_PARAMETERS} | {"parameters.model"}
-    load = LOAD_KEYS | {f"parameters.{key}" for key in LOAD_PARAMETERS}
-    unused = [key for key in reading.places if key in load - heeded]
+    ignored = _ignored(spec.keys)
+    unused = [key for key in reading.places if key in ignored]
     plain = f"backend {spec.name} does not use this key"
     return [Problem(reading.path, *reading.places[key], key, OBSOLETE.get(key, plain)) for key in unused]
+
+
+@lru_cache(64)
+def _ignored(used: frozenset[str]) -> frozenset[str]:
+    """Load keys, as they are written, that a backend of these keys does not use."""
+    keys = used | GENERAL_KEYS
+    heeded = keys | {f"parameters.{key}" for key in keys & LOAD_PARAMETERS} | {"parameters.model"}
+    return (LOAD_KEYS | {f"parameters.{key}" for key in LOAD_PARAMETERS}) - heeded
 
 
 def not_yet(reading: Reading) -> list[Problem]:
@@ -261,14 +268,20 @@ def listed_options(
     return found, above, warnings
 
 
-def go_templates(config: ModelConfig, reading: Reading) -> None:
-    """Note templates in languages that this version does not render."""
-    for key in GO_KEYS:
-        if getattr(config.template, key) is not None:
-            _go(reading, f"template.{key}")
+def go_templates(config: ModelConfig, reading: Reading) -> list[Problem]:
+    """Note templates in languages that this version does not render; warnings for those that are not asked for, as the
+    template that came with the weights is."""
+    warnings = []
+    for key in (f"template.{key}" for key in GO_KEYS if getattr(config.template, key) is not None):
+        if config.template.use_tokenizer_template:
+            message = "not used: use_tokenizer_template is set, so the template that came with the weights is rendered"
+            warnings.append(Problem(reading.path, *reading.places[key], key, message))
+        else:
+            _go(reading, key)
     if config.template.engine is not None:
         node = reading.nodes["template.engine"]
         reading.fail(node, "template.engine", "only Jinja templates are rendered yet; Go and GatoGPT come later", _GO_ADVICE)
+    return warnings
 
 
 def _go(reading: Reading, key: str) -> None:

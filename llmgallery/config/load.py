@@ -11,7 +11,7 @@ from yaml.nodes import MappingNode, SequenceNode
 
 from llmgallery.config import checks
 from llmgallery.config.model import ModelConfig
-from llmgallery.config.nodes import Unreadable, compose, kind, place
+from llmgallery.config.nodes import MAX_BYTES, Unreadable, compose, kind, place
 from llmgallery.config.outside import Outside, Spec
 from llmgallery.config.problems import Problem
 from llmgallery.config.readers import FAILED, Reading, struct_reader
@@ -19,6 +19,7 @@ from llmgallery.config.regular import open_regular
 from llmgallery.config.suggest import adviser, levels_of, model_levels
 
 MAX_TEMPLATE = 1024 * 1024
+FIRST = 16 * 1024
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ def load_model(path: Path, specs: Mapping[str, Spec], outside: Outside | None = 
     """Read a model file. Never raises for what the file says, nor for a file that cannot be opened."""
     try:
         with open_regular(path) as file:
-            data = file.read(1024 * 1024 + 1)
+            data = file.read(FIRST)
+            if len(data) == FIRST:  # a buffer for the most that is read would cost more than most files' reading
+                data += file.read(MAX_BYTES + 1 - FIRST)
     except OSError as error:
         problem = Problem(path, 0, 0, "", f"cannot be read: {error.strerror or error}")
         return LoadedModel(path, path.stem, problems=(problem,))
@@ -165,7 +168,7 @@ class _Model:
 
     def template(self, config: ModelConfig) -> ModelConfig:
         """The config with the template's file read in and the template checked."""
-        checks.go_templates(config, self.reading)
+        self.warnings += checks.go_templates(config, self.reading)
         checks.preset(config, self.reading, self.outside.presets)
         template = config.template
         if template.chat_template_file is not None:

@@ -55,6 +55,8 @@ class Repo:
     refs: dict[str, str] = field(default_factory=dict)
     gated: bool = False
     private: bool = False
+    card: dict[str, Any] = field(default_factory=dict)
+    task: str | None = None
 
 
 @dataclass
@@ -71,6 +73,7 @@ class Fault:
     flip: bool = False
     no_range: bool = False
     skip: int = 0
+    least: int = 0
 
 
 class LoopbackHub:
@@ -134,6 +137,11 @@ class LoopbackHub:
         self._by_etag[entry.etag] = (f"{repo}/{name}", entry)
         return commit
 
+    def describe(self, repo: str, card: dict[str, Any] | None = None, task: str | None = None) -> None:
+        """The repo's card as its YAML head has it (`license`, ...), and its pipeline tag."""
+        held = self.repos.setdefault(repo, Repo())
+        held.card, held.task = card or {}, task
+
     def commit(self, repo: str, revision: str = "main") -> str:
         return self.repos[repo].refs[revision]
 
@@ -156,19 +164,20 @@ class LoopbackHub:
         """The next `times` requests (of a file, of a method, to a host) answer `status`, when `after` more have passed."""
         self._faults.append(Fault(_matcher(name, method, host), times, status, headers or {}, skip=after))
 
-    def cut(self, name: str, after: int, times: int = 1) -> None:
-        """Close the connection after `after` bytes of an answer's body."""
-        self._faults.append(Fault(_matcher(name, "GET", ""), times, cut_after=after))
+    def cut(self, name: str, after: int, times: int = 1, least: int = 0) -> None:
+        """Close the connection after `after` bytes of an answer's body; of answers with `least` bytes or more only, as reads of
+        a header are not meant where a download is."""
+        self._faults.append(Fault(_matcher(name, "GET", ""), times, cut_after=after, least=least))
 
-    def hold(self, name: str, after: int, times: int = 1) -> threading.Event:
-        """Send `after` bytes of an answer's body, then nothing until the event is set."""
-        fault = Fault(_matcher(name, "GET", ""), times, hold_after=after)
+    def hold(self, name: str, after: int, times: int = 1, least: int = 0) -> threading.Event:
+        """Send `after` bytes of an answer's body, then nothing until the event is set. `least` as of `cut`."""
+        fault = Fault(_matcher(name, "GET", ""), times, hold_after=after, least=least)
         self._faults.append(fault)
         return fault.release
 
-    def corrupt(self, name: str, times: int = 1) -> None:
-        """Send wrong bytes, as many as the right ones."""
-        self._faults.append(Fault(_matcher(name, "GET", ""), times, flip=True))
+    def corrupt(self, name: str, times: int = 1, least: int = 0) -> None:
+        """Send wrong bytes, as many as the right ones. `least` as of `cut`."""
+        self._faults.append(Fault(_matcher(name, "GET", ""), times, flip=True, least=least))
 
     def ignore_range(self, name: str, times: int = 1) -> None:
         """Answer 200 and the whole file whatever Range asks."""
@@ -286,7 +295,8 @@ class _Handler(BaseHTTPRequestHandler):
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", url.path):
             return self._resolve(match[1], unquote(match[2]), unquote(match[3]))
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?(?:/.*)?", url.path):
-            return self._api(match[1], match[2] or "revision", unquote(match[3] or "main"))
+            blobs = parse_qs(url.query).get("blobs", [""])[0].lower() in ("true", "1")
+            return self._api(match[1], match[2] or "revision", unquote(match[3] or "main"), blobs)
         return self._error(404, "", "no such address")
 
     def _resolve(self, repo: str, revision: str, file: str) -> None:
@@ -318,7 +328,7 @@ class _Handler(BaseHTTPRequestHandler):
         # The storage's own validator is not the Hub's: S3 answers an MD5 of parts.
         return self._contents(name, entry, f'"{hashlib.md5(etag.encode()).hexdigest()}-2"', {"Accept-Ranges": "bytes"})
 
-    def _api(self, repo: str, kind: str, revision: str) -> None:
+    def _api(self, repo: str, kind: str, revision: str, blobs: bool) -> None:
         if self._failed(repo) or not (commit := self._admitted(repo, revision, repo, gate=False)):
             return None
         held = self.server.hub.repos[repo]
@@ -326,7 +336,10 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "tree":
             return self._json(200, [_tree_item(name, entry) for name, entry in sorted(files.items())], repo)
         info = {"id": repo, "modelId": repo, "sha": commit, "private": held.private, "gated": "manual" if held.gated else False}
-        return self._json(200, info | {"tags": [], "siblings": [{"rfilename": name} for name in sorted(files)]}, repo)
+        tags = [f"license:{held.card['license']}"] if isinstance(held.card.get("license"), str) else []
+        info |= {"tags": tags} | ({"cardData": held.card} if held.card else {})
+        info |= {"pipeline_tag": held.task} if held.task else {}
+        return self._json(200, info | {"siblings": [_sibling(name, files[name], blobs) for name in sorted(files)]}, repo)
 
     def _admitted(self, repo: str, revision: str, name: str, gate: bool) -> str | None:
         """The commit, when this client may see it; else the error has been sent. Files are gated, the repo's page is not."""
@@ -360,10 +373,11 @@ class _Handler(BaseHTTPRequestHandler):
         """A file's bytes, by Range and If-Range (RFC 9110, sections 13.1.5 and 14)."""
         data = entry.data.read_bytes() if isinstance(entry.data, Path) else entry.data
         fault = None
-        if self.command == "GET":
-            fault = self.server.hub._fault(name, "GET", self.server.role, lambda fault: fault.status == 0)
         start, end, status = 0, entry.size, 200
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if self.command == "GET":
+            size = min(int(asked[2] or entry.size - 1) + 1, entry.size) - int(asked[1]) if asked else entry.size
+            fault = self.server.hub._fault(name, "GET", self.server.role, lambda fault: fault.status == 0 and size >= fault.least)
         if asked and self.headers.get("If-Range", etag) == etag and not (fault and fault.no_range):
             start, end, status = int(asked[1]), min(int(asked[2] or entry.size - 1) + 1, entry.size), 206
             headers = headers | {"Content-Range": f"bytes {start}-{end - 1}/{entry.size}"}
@@ -413,6 +427,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _error(self, status: int, code: str, message: str, name: str = "", headers: dict[str, str] | None = None) -> None:
         told = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {}) | (headers or {})
         self._body(status, json.dumps({"error": message}).encode(), {"Content-Type": "application/json"} | told, name)
+
+
+def _sibling(name: str, entry: Entry, blobs: bool) -> dict[str, object]:
+    """As GET /api/models/{repo} lists a file; with ?blobs=true its size and checksum too."""
+    if not blobs:
+        return {"rfilename": name}
+    item: dict[str, object] = {"rfilename": name, "blobId": entry.etag[:40], "size": entry.size}
+    if entry.lfs:
+        item["lfs"] = {"sha256": entry.etag, "size": entry.size, "pointerSize": 135}
+    return item
 
 
 def _tree_item(name: str, entry: Entry) -> dict[str, object]:

@@ -1,27 +1,39 @@
-"""Downloads one file into the cache, resumable across restarts: Range, a partial file with a journal, verified at the end."""
+"""Downloads one file into its place, resumable across restarts: Range, a partial file with a journal, verified at the end."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import httpx
 
-from llmgallery.catalog.hub_cache import RepoCache
-from llmgallery.catalog.hub_client import Again, FileMeta, HubClient
-from llmgallery.catalog.partial import BlobLock, Partial
+from llmgallery.catalog.hub_client import Again
+from llmgallery.catalog.partial import Partial, Place, partial_size
+from llmgallery.catalog.remote import Answer, Remote
 from llmgallery.core.errors import HubCorrupt, HubError, HubUnavailable, NoSpace
 
+log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 FreeBytes = Callable[[Path], int]
+Tell = Callable[[int, int | None], None]
+Pause = Callable[[int, float | None], Awaitable[None]]
+"""Between attempts: how many have failed, and the seconds that were asked for."""
+
 MARGIN = 64 << 20
 """Bytes left free on the disk beside the download."""
+
+CHECK_EVERY = 64 << 20
+"""Bytes, after which the disk is looked at again: others write to it too, and a file's size may not be known."""
+
+MEND_CACHE = "set HF_HUB_CACHE to another folder"
 
 _MOST_PENDING = 8 << 20
 
@@ -33,12 +45,12 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def check_space(folder: Path, needed: int, free: int) -> None:
-    """Raise NoSpace when `needed` bytes and the margin are more than `free`."""
+def check_space(folder: Path, needed: int, free: int, mend: str = MEND_CACHE) -> None:
+    """Raise NoSpace when `needed` bytes and the margin are more than `free`. `mend`: the setting that leads elsewhere."""
     if needed > 0 and needed + MARGIN > free:
         raise NoSpace(
             f"not enough disk space in {folder}: {needed + MARGIN:,} bytes are needed, {free:,} are free; "
-            "delete something there, or set HF_HUB_CACHE to a folder on another disk"
+            f"delete something there, or {mend}, on another disk"
         )
 
 
@@ -83,28 +95,35 @@ class _Feed:
 
 
 class Download:
-    """One file on its way. All disk work happens in one thread of its own: huggingface_hub's lock belongs to a thread."""
+    """One file on its way. All disk work happens in one thread of its own: huggingface_hub's lock belongs to a thread.
 
-    def __init__(self, client: HubClient, cache: RepoCache, meta: FileMeta, free: FreeBytes, tell: Callable[[int], None]) -> None:
-        self._client = client
-        self._cache = cache
-        self._meta = meta
+    `tell(bytes here, bytes in all or None)` is called in the loop. `sha256`: of the file that `run` brought, None where
+    another digest has checked it, or somebody else had brought it.
+    """
+
+    def __init__(self, remote: Remote, place: Place, free: FreeBytes, tell: Tell, attempts: int, pause: Pause) -> None:
+        self._remote = remote
+        self._place = place
         self._free = free
         self._tell = tell
+        self._attempts = attempts
+        self._pause = pause
+        self._checked = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="download")
+        self.sha256: str | None = None
 
     async def run(self) -> Path:
-        """The blob's path. Raises HubError, or the disk's OSError; what has come so far stays for the next run."""
+        """The file's path. Raises HubError, or the disk's OSError; what has come so far stays for the next run."""
         try:
             return await self._locked()
         finally:
             self._thread.shutdown(wait=False)
 
     async def _locked(self) -> Path:
-        lock, partial = BlobLock(self._cache.lock(self._meta.etag)), Partial(self._cache, self._meta)
+        lock, partial = self._place.new_lock(), Partial(self._place, self._remote.expected)
         try:
             while not await self._in_thread(lock.acquire):
-                pass
+                self._tell(await self._in_thread(partial_size, self._place, self._remote.expected), partial.total)
             return await self._unless_there(partial)
         finally:
             # Queued behind whatever the thread still does; not awaited, so that a cancelled download leaves at once.
@@ -112,101 +131,102 @@ class Download:
             self._thread.submit(lock.release)
 
     async def _unless_there(self, partial: Partial) -> Path:
-        blob = self._cache.blob(self._meta.etag)
-        if blob.is_file():
-            return blob
+        if self._place.final.is_file():
+            return self._place.final
         await self._in_thread(partial.open)
-        folder, missing = self._cache.folder, self._meta.size - partial.size
-        await self._in_thread(lambda: check_space(folder, missing, self._free(folder)))
+        await self._check_space(partial)
         await self._fetch_verified(partial)
+        self.sha256 = partial.sha256
         return await self._in_thread(partial.finish)
 
+    async def _check_space(self, partial: Partial) -> None:
+        place, self._checked = self._place, partial.size
+        missing = 1 if partial.total is None else partial.total - partial.size
+        await self._in_thread(lambda: check_space(place.folder, missing, self._free(place.folder), place.mend))
+
     async def _fetch_verified(self, partial: Partial) -> None:
+        expected = self._remote.expected
         for last in (False, True):
             await self._fetch(partial)
             if await self._in_thread(partial.is_right):
                 return
+            if not last:
+                log.warning("the bytes of %s have another checksum than %s: fetched again", expected.source, expected.etag)
             await self._in_thread(partial.discard if last else partial.restart)
-        meta = self._meta
+        size = "" if expected.size is None else f", {expected.size:,} bytes"
         raise HubCorrupt(
-            f"{meta.repo}/{meta.file} came twice with a wrong checksum (expected {meta.etag}, {meta.size:,} bytes): "
-            "something between the Hub and here alters it, or the Hub's file is damaged"
+            f"{expected.source} came twice with a wrong checksum (expected {expected.etag}{size}): "
+            f"something between {self._remote.host} and here alters it, or the file there is damaged or another one"
         )
 
     async def _fetch(self, partial: Partial) -> None:
         """Bytes until the size is reached. Attempts count from the last one that brought any."""
-        meta, failures = self._meta, 0
-        self._tell(partial.size)
-        while partial.size < meta.size:
+        failures = 0
+        self._tell(partial.size, partial.total)
+        while partial.total is None or partial.size < partial.total:
             before = partial.size
             try:
-                await self._attempt(meta, partial)
-                if partial.size >= meta.size:
+                await self._attempt(partial)
+                if partial.total is not None and partial.size >= partial.total:
                     return
-                raise Again(HubUnavailable(f"{httpx.URL(meta.location).host} ended {meta.file} too early"))
+                raise Again(HubUnavailable(f"{self._remote.host} ended {self._name} too early"))
             except Again as again:
                 failures = 1 if partial.size > before else failures + 1
-                if failures >= self._client.settings.attempts:
-                    kept = f"{partial.size:,} of {meta.size:,} bytes of {meta.file} are here and kept"
+                if failures >= self._attempts:
+                    of = "" if partial.total is None else f" of {partial.total:,}"
+                    kept = f"{partial.size:,}{of} bytes of {self._name} are here and kept"
                     raise HubUnavailable(f"{again.error.message} ({kept})") from again
-                await self._client.pause(failures, again.pause)
-            meta = await self._resolve_again()
+                await self._pause(failures, again.pause)
+            await self._remote.renew()
 
-    async def _resolve_again(self) -> FileMeta:
-        """Links expire. At the commit itself a file cannot change; a Hub that says otherwise is not the one we began with."""
-        attempts = self._client.settings.attempts  # all of them: the connection that just broke may be away for longer
-        meta = await self._client.metadata(self._meta.repo, self._meta.commit, self._meta.file, attempts)
-        if (meta.etag, meta.size) != (self._meta.etag, self._meta.size):
-            raise HubUnavailable(f"{meta.repo}/{meta.file} at {meta.commit} changed while it was downloaded: ask again")
-        return meta
-
-    async def _attempt(self, meta: FileMeta, partial: Partial) -> None:
-        headers = {}
-        if partial.size:
-            headers["Range"] = f"bytes={partial.size}-"
-            if partial.validator:
-                headers["If-Range"] = partial.validator
-        async with self._client.open(meta, headers) as response:
-            if response.status_code == 416 or not _continues(response, partial.size):
+    async def _attempt(self, partial: Partial) -> None:
+        if partial.size and not partial.may_go_on:
+            await self._in_thread(partial.restart)
+        async with self._open(partial) as answer:
+            if answer.offset != partial.size:
                 await self._in_thread(partial.restart)
-                if response.status_code != 200:
-                    raise Again(HubUnavailable(f"{response.request.url.host} has no such part of {meta.file}"), 0.0)
-            await self._in_thread(partial.begin, _strong(response.headers.get("etag")))
+                if answer.offset != 0:
+                    raise Again(HubUnavailable(f"{self._remote.host} has no such part of {self._name}"), 0.0)
+            self._check_total(answer.total)
+            await self._in_thread(partial.begin, answer.validator, answer.total)
             try:
-                await self._pump(response.aiter_raw(), partial)
+                await self._pump(answer.pieces, partial)
             except httpx.RequestError as exc:
-                raise Again(
-                    HubUnavailable(f"the connection to {response.request.url.host} broke: {exc or type(exc).__name__}")
-                ) from exc
+                raise Again(HubUnavailable(f"the connection to {self._remote.host} broke: {exc or type(exc).__name__}")) from exc
+            if partial.total is None and (answer.whole or self._remote.expected.digest):
+                partial.total = partial.size
+
+    def _open(self, partial: Partial) -> AbstractAsyncContextManager[Answer]:
+        return self._remote.open(partial.size, partial.validator)
+
+    def _check_total(self, total: int | None) -> None:
+        expected = self._remote.expected
+        if None not in (total, expected.size) and total != expected.size:
+            raise HubCorrupt(f"{expected.source} is of {total:,} bytes, and {expected.size:,} were expected: it is another file")
 
     async def _pump(self, pieces: AsyncIterator[bytes], partial: Partial) -> None:
-        feed = _Feed(lambda batch: self._in_thread(partial.write, batch), lambda: self._tell(partial.size))
+        feed = _Feed(lambda batch: self._in_thread(partial.write, batch), lambda: self._tell(partial.size, partial.total))
         try:
             async for piece in pieces:
                 feed.put(piece)
                 await feed.drain(_MOST_PENDING)
-                if partial.size > self._meta.size:
+                if partial.total is not None and partial.size > partial.total:
                     return
+                if partial.size >= self._checked + CHECK_EVERY:
+                    await self._check_space(partial)
         finally:
             await feed.drain(0)  # what has arrived counts, however the answer ended
+
+    @property
+    def _name(self) -> str:
+        return self._remote.expected.source.rsplit("/", 1)[-1].partition("@")[0]
 
     def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*args, **kwargs))
 
 
-def _continues(response: httpx.Response, offset: int) -> bool:
-    """The answer's first byte is the one at `offset`."""
-    if response.status_code != 206:
-        return response.status_code == 200 and offset == 0
-    return str(response.headers.get("content-range", "")).startswith(f"bytes {offset}-")
-
-
-def _strong(etag: str | None) -> str | None:
-    return None if etag is None or etag.startswith("W/") else etag
-
-
-def disk_error(exc: OSError, folder: Path) -> HubError:
+def disk_error(exc: OSError, folder: Path, mend: str = MEND_CACHE) -> HubError:
     """What the disk said, as ours."""
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(f"the disk of {folder} is full: delete something there, or set HF_HUB_CACHE to a folder on another disk")
-    return HubError(f"cannot write to {folder}: {exc.strerror or exc}; set HF_HUB_CACHE to a folder that can be written")
+        return NoSpace(f"the disk of {folder} is full: delete something there, or {mend}, on another disk")
+    return HubError(f"cannot write to {folder}: {exc.strerror or exc}; {mend}, where you may write")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +20,8 @@ EXL2 = "exl2"
 EXL3 = "exl3"
 OPENVINO = "openvino"
 PYTORCH = "pytorch"
+SENTENCE_TRANSFORMERS = "sentence-transformers"
+"""Safetensors with modules.json beside them. Told of repos only; such a folder of this machine is `safetensors`."""
 
 _OLD_GGML = (b"lmgg", b"fmgg", b"tjgg", b"algg")
 """ggml, ggmf, ggjt and ggla as they stand in a little-endian file: llama.cpp before August 2023."""
@@ -41,6 +44,14 @@ def detect(path: Path) -> str | None:
 def _of_file(path: Path) -> str | None:
     with open_regular(path) as file:
         head = file.read(512)
+    if found := of_head(head):
+        return found
+    return OPENVINO if _is_openvino(head) and path.with_suffix(".bin").is_file() else None
+
+
+def of_head(head: bytes) -> str | None:
+    """The format of a weights file by its first 512 bytes; None for none that they tell alone."""
+    head = head[:512]
     if head.startswith(b"GGUF"):
         return GGUF
     if head[:4] in _OLD_GGML:
@@ -49,7 +60,7 @@ def _of_file(path: Path) -> str | None:
         return PYTORCH
     if len(head) > 9 and head[8:9] == b"{" and 2 <= struct.unpack("<Q", head[:8])[0] <= 100_000_000:
         return SAFETENSORS
-    return OPENVINO if _is_openvino(head) and path.with_suffix(".bin").is_file() else None
+    return None
 
 
 def _is_openvino(head: bytes) -> bool:
@@ -62,7 +73,7 @@ def _of_folder(folder: Path) -> str | None:
         return OPENVINO
     config = _json(folder / "config.json") if "config.json" in names else None
     if config is not None:
-        if quantised := _quantisation(folder, names, config):
+        if quantised := _quantisation(names, config):
             return quantised
         if any(name.endswith(".safetensors") for name in names):
             return SAFETENSORS
@@ -71,7 +82,20 @@ def _of_folder(folder: Path) -> str | None:
     return GGUF if gguf_models(folder) else None
 
 
-def _quantisation(folder: Path, names: list[str], config: dict[str, Any]) -> str | None:
+def of_names(names: Collection[str], config: Mapping[str, Any] | None) -> str | None:
+    """The format of a folder that is not here, by the names of its files and its config.json; GGUF files do not count."""
+    if any(name.endswith(".xml") and f"{name[:-4]}.bin" in names for name in names):
+        return OPENVINO
+    if config is None:
+        return None
+    if quantised := _quantisation(names, config):
+        return quantised
+    if any(name.endswith(".safetensors") for name in names):
+        return SAFETENSORS
+    return PYTORCH if any(name.endswith((".bin", ".pt", ".pth")) for name in names) else None
+
+
+def _quantisation(names: Collection[str], config: Mapping[str, Any]) -> str | None:
     if not any(name.endswith((".safetensors", ".bin")) for name in names):
         return None
     described = config.get("quantization_config")

@@ -8,13 +8,17 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
-from llmgallery.catalog.download import Download, FreeBytes, check_space, disk_error, free_bytes
+from llmgallery.catalog.download import MEND_CACHE, Download, FreeBytes, Tell, check_space, disk_error, free_bytes
 from llmgallery.catalog.hub_cache import RepoCache, find_cached
 from llmgallery.catalog.hub_client import FileMeta, HubClient, Sleep
+from llmgallery.catalog.hub_read import read_part
+from llmgallery.catalog.hub_repo import Repo
 from llmgallery.catalog.hub_settings import HubSettings
-from llmgallery.catalog.partial import partial_size
+from llmgallery.catalog.partial import Expected, Place, partial_size
 from llmgallery.catalog.reference import HubReference, choose_file, split_parts
+from llmgallery.catalog.remote import FileRemote, HubRemote, Remote, WebRemote
 from llmgallery.core.errors import Cancelled, HubGated, HubNotFound, HubOffline, HubUnavailable
 
 log = logging.getLogger(__name__)
@@ -108,6 +112,46 @@ class Hub:
         self._refuse_offline(ref)
         return await self._client.list_files(ref.repo, ref.revision)
 
+    async def describe(self, repo: str, revision: str = "main") -> Repo:
+        """What a repo is at a revision: its commit, licence, and files with size and sha256. Raises HubError."""
+        ref = HubReference(repo, revision=revision)
+        self._refuse_offline(ref)
+        return await self._client.describe(ref.repo, ref.revision)
+
+    async def metadata(self, repo: str, revision: str, file: str) -> FileMeta:
+        """What a file is at a revision. Raises HubError; HubNotFound with near names."""
+        ref = HubReference(repo, file, revision=revision)
+        self._refuse_offline(ref)
+        return await self._client.metadata(ref.repo, ref.revision, file)
+
+    async def read(self, meta: FileMeta, start: int, count: int) -> bytes:
+        """`count` bytes of a file from `start`, fewer only at its end. Nothing is cached. Raises HubError."""
+        return await read_part(self._client, meta, start, count)
+
+    async def size_of(self, address: str) -> int | None:
+        """How many bytes lie at an http(s) address outside the Hub; None = its host does not say. Raises HubError."""
+        if self.settings.offline:
+            raise HubOffline(f"HF_HUB_OFFLINE forbids to ask {address}: unset it")
+        return await self._client.size_of(address)
+
+    def free_bytes(self, folder: Path) -> int:
+        """What may be written there. Blocks."""
+        return self._free(folder)
+
+    def remote(self, source: FileMeta | Expected) -> Remote:
+        """Where the bytes of a file of the Hub, or of an https:// or file:// address, come from. Raises HubOffline."""
+        if isinstance(source, FileMeta):
+            return HubRemote(self._client, source)
+        if source.source.startswith("file://"):
+            return FileRemote(Path(unquote(urlsplit(source.source).path)), source)
+        if self.settings.offline:
+            raise HubOffline(f"{source.source} is not here, and HF_HUB_OFFLINE forbids to fetch it: unset it")
+        return WebRemote(self._client, source)
+
+    def download(self, remote: Remote, place: Place, tell: Tell) -> Download:
+        """One file's download, with this Hub's patience. It is not shared: the place's lock makes others wait."""
+        return Download(remote, place, self._free, tell, self.settings.attempts, self._client.pause)
+
     async def _bring(self, ref: HubReference, flight: _Flight) -> list[Path]:
         try:
             if ref.pinned and (paths := find_cached(self.settings.cache_dir, ref, surely=True)):
@@ -153,14 +197,15 @@ class Hub:
         total = sum(meta.size for meta in metas)
         absent = [meta for meta in metas if not cache.pointer(meta.commit, meta.file).is_file()]
         fresh = [meta for meta in absent if not cache.blob(meta.etag).is_file()]
-        missing = sum(meta.size - partial_size(cache, meta) for meta in fresh)
+        missing = sum(
+            meta.size - partial_size(blob_place(cache, meta.etag), HubRemote(self._client, meta).expected) for meta in fresh
+        )
         check_space(cache.folder, missing, await asyncio.to_thread(self._free, cache.folder))
         before = total - sum(meta.size for meta in absent)
         for meta in absent:
             log.info("downloading %s/%s (%s bytes)", meta.repo, meta.file, f"{meta.size:,}")
-            tell = _teller(flight, before, total)
-            blob = await Download(self._client, cache, meta, self._free, tell).run()
-            await asyncio.to_thread(cache.link, meta.commit, meta.file, blob)
+            download = self.download(HubRemote(self._client, meta), blob_place(cache, meta.etag), _teller(flight, before, total))
+            await asyncio.to_thread(cache.link, meta.commit, meta.file, await download.run())
             before += meta.size
         flight.tell(total, total)
         with suppress(*(() if absent else (OSError,))):  # a cache that is read-only and complete is good enough
@@ -168,5 +213,11 @@ class Hub:
         return [cache.pointer(meta.commit, meta.file) for meta in metas]
 
 
-def _teller(flight: _Flight, before: int, total: int) -> Callable[[int], None]:
-    return lambda done: flight.tell(min(before + done, total), total)
+def blob_place(cache: RepoCache, etag: str) -> Place:
+    """Where a blob of the Hub is put together."""
+    paths = (cache.blob(etag), cache.partial(etag), cache.journal(etag), cache.lock(etag))
+    return Place(*paths, folder=cache.folder, mend=MEND_CACHE, shared=True)
+
+
+def _teller(flight: _Flight, before: int, total: int) -> Tell:
+    return lambda done, _: flight.tell(min(before + done, total), total)

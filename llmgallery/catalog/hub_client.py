@@ -17,6 +17,7 @@ import httpx
 import msgspec
 
 from llmgallery import __version__
+from llmgallery.catalog.hub_repo import Repo, read_repo
 from llmgallery.catalog.hub_settings import HubSettings
 from llmgallery.catalog.reference import check_file
 from llmgallery.core.errors import ConfigError, HubError, HubGated, HubNotFound, HubUnavailable
@@ -28,10 +29,17 @@ MAX_PAUSE = 60.0
 QUICK_ATTEMPTS = 3
 """When no connection comes about; half a back-off between them."""
 
+MAX_ANSWER = 32 << 20
+"""Bytes of an answer of the API: a repo of 100,000 files takes less."""
+
+MAX_COMPARED = 1000
+"""Names of a repo among which near ones are looked for: that takes a fifth of a second."""
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ETAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _MAX_REDIRECTS = 5
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class FileMeta(msgspec.Struct, frozen=True):
@@ -118,6 +126,38 @@ class HubClient:
             raise HubUnavailable(f"{url} names no commit: is HF_ENDPOINT a Hub?")
         return listing.sha, [sibling.rfilename for sibling in listing.siblings if _is_plain(sibling.rfilename)]
 
+    async def describe(self, repo: str, revision: str) -> Repo:
+        """What a repo is and holds at `revision`, with the files' sizes and checksums."""
+        url = f"{self.settings.endpoint}/api/models/{repo}/revision/{quote(revision, safe='')}?blobs=true"
+        response = await self.retrying(lambda: self._ask("GET", url, Wanted(repo, revision)))
+        try:
+            return read_repo(repo, response.content)
+        except (msgspec.DecodeError, ValueError) as exc:
+            raise HubUnavailable(f"{url} answered no listing of a repo ({exc}): is HF_ENDPOINT a Hub?") from exc
+
+    async def size_of(self, address: str) -> int | None:
+        """How many bytes lie at an address outside the Hub, by HEAD; None = it does not say. Raises HubNotFound for what is
+        not there, HubUnavailable for a host that cannot be reached."""
+        url = httpx.URL(address)
+        for _ in range(_MAX_REDIRECTS):
+            request = self._http.build_request("HEAD", url, headers=await self._auth(url), timeout=self.settings.connect)
+            try:
+                response = await self._send(request)
+            except Again as again:
+                raise again.error from again
+            await response.aclose()
+            if not response.has_redirect_location:
+                break
+            url = _target(response)
+            if not _is_safe(url):
+                raise HubUnavailable(f"{address} leads to {url}, which is not encrypted: write another address")
+        else:
+            raise HubUnavailable(f"{address} redirects without end")
+        if response.status_code in (404, 410):
+            raise HubNotFound(f"there is nothing at {address} ({response.status_code})", field="uri")
+        length = str(response.headers.get("content-length", ""))
+        return int(length) if response.status_code == 200 and length.isdecimal() else None
+
     @asynccontextmanager
     async def open(self, meta: FileMeta, headers: dict[str, str]) -> AsyncIterator[httpx.Response]:
         """GET a file's bytes with these headers; 200, 206 or 416 come back. Raises Again, or a HubError that is final."""
@@ -134,6 +174,26 @@ class HubClient:
             finally:
                 await response.aclose()
         raise HubUnavailable(f"{meta.location} redirects without end")
+
+    @asynccontextmanager
+    async def open_address(self, address: str, headers: dict[str, str]) -> AsyncIterator[httpx.Response]:
+        """GET any https address, or http on this machine, with these headers; 200, 206 or 416 come back. Raises Again,
+        HubNotFound, HubUnavailable."""
+        url = httpx.URL(address)
+        for _ in range(_MAX_REDIRECTS):
+            if not _is_safe(url):
+                raise HubUnavailable(f"{address} leads to {url}, which is not encrypted: write an https:// address")
+            request = self._http.build_request("GET", url, headers=headers | await self._auth(url))
+            response = await self._send(request)
+            try:
+                if not response.has_redirect_location:
+                    _check_address(response, address)
+                    yield response
+                    return
+                url = _target(response)
+            finally:
+                await response.aclose()
+        raise HubUnavailable(f"{address} redirects without end")
 
     async def retrying(self, ask: Callable[[], Awaitable[httpx.Response]], attempts: int | None = None) -> httpx.Response:
         """Ask until it answers, with back-off, at most `attempts` times. None = the settings' count, and few quick ones where
@@ -164,9 +224,9 @@ class HubClient:
             response = await self._send(request)
             try:
                 if not response.has_redirect_location or "x-repo-commit" in response.headers:
-                    await response.aread()
-                    self._check(response, wanted)
-                    return response
+                    answer = await _whole(response)
+                    self._check(answer, wanted)
+                    return answer
             except httpx.RequestError as exc:
                 raise Again(_unreachable(url, exc)) from exc
             finally:
@@ -209,6 +269,32 @@ class HubClient:
         return HubNotFound(message, field=error.field, hints=near)
 
 
+async def _whole(response: httpx.Response) -> httpx.Response:
+    """The answer with its body read. Raises HubUnavailable for one that is larger than an API's."""
+    body = bytearray()
+    async for piece in response.aiter_bytes():
+        body += piece
+        if len(body) > MAX_ANSWER:
+            raise HubUnavailable(f"{response.request.url} answers more than {MAX_ANSWER >> 20} MiB: name a file of the repo")
+    headers = {key: value for key, value in response.headers.items() if key != "content-encoding"}
+    return httpx.Response(response.status_code, headers=headers, content=bytes(body), request=response.request)
+
+
+def _is_safe(url: httpx.URL) -> bool:
+    return url.scheme == "https" or (url.scheme == "http" and url.host in _LOOPBACK)
+
+
+def _check_address(response: httpx.Response, address: str) -> None:
+    """Raise what an error status of an address outside the Hub means."""
+    status = response.status_code
+    if status in _AGAIN:
+        raise Again(HubUnavailable(f"{address} answered {status}: try again later"), _retry_after(response))
+    if status in (404, 410):
+        raise HubNotFound(f"there is nothing at {address} ({status}): the entry that names it is out of date", field="uri")
+    if status not in (200, 206, 416):
+        raise HubUnavailable(f"{address} answered {status}, so its file cannot be fetched from here")
+
+
 def _refusal(response: httpx.Response, wanted: Wanted, endpoint: str) -> HubError:
     """The error by X-Error-Code. A private repo and a missing one look the same to who may not see them."""
     status, code = response.status_code, response.headers.get("x-error-code", "")
@@ -234,7 +320,10 @@ def _refusal(response: httpx.Response, wanted: Wanted, endpoint: str) -> HubErro
 
 
 def near_names(file: str, files: list[str]) -> tuple[str, ...]:
-    """At most five of `files`, nearest first, without regard to case; by path, then by last name alone."""
+    """At most five of `files`, nearest first, without regard to case; by path, then by last name alone. Of very many, those
+    are compared that end alike."""
+    ending = file.lower().rpartition(".")[2]
+    files = sorted(files, key=lambda name: not name.lower().endswith(ending))[:MAX_COMPARED]
     by_lower = {name.lower(): name for name in files}
     by_last = {name.lower().rsplit("/", 1)[-1]: name for name in files}
     near = [by_lower[key] for key in difflib.get_close_matches(file.lower(), by_lower, n=5, cutoff=0.5)]

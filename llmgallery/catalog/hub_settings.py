@@ -84,10 +84,11 @@ def _endpoint(text: str) -> str:
 
 
 def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
+    """Whole ones: huggingface_hub, which finds our token, cannot even be imported where a fraction is written."""
     try:
-        seconds = float(env.get(name) or default)
+        seconds = int(env.get(name) or default)
     except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e6:
-        raise ConfigError(f"{name} is {env[name]!r}: it must be a number of seconds above 0", field=name)
-    return seconds
+        seconds = 0
+    if not 0 < seconds < 1_000_000:
+        raise ConfigError(f"{name} is {env[name]!r}: it must be a whole number of seconds above 0", field=name)
+    return float(seconds)

@@ -77,6 +77,11 @@ def is_glob(alias: str) -> bool:
     return any(sign in alias for sign in "*?[")
 
 
+def file_stem(name: str) -> str:
+    """A model's name as its file is called, which holds no / and no colon."""
+    return name.replace("/", "__").replace(":", "-")
+
+
 def build(sources: Sequence[Source], loud: Collection[Path] = (), problems: tuple[Problem, ...] = ()) -> Snapshot:
     """The snapshot of these files, given in the order in which names are given away. `loud`: folders whose models
     are listed as broken where one of an earlier folder has their name.

@@ -83,7 +83,7 @@ def parse_reference(text: str) -> HubReference | None:
 
 def _looks_local(text: str) -> bool:
     first, _, rest = text.partition("/")
-    if not rest or first in ("", ".", "..", "~") or first.startswith("~") or "\\" in text or ":" in first:
+    if not first or not rest or first.startswith((".", "~")) or "\\" in text or ":" in first:
         return True
     return "/" not in rest and "@" not in rest and bool(_WEIGHTS_SUFFIX.search(rest))
 

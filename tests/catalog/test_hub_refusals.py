@@ -143,7 +143,10 @@ def test_settings_follow_the_environment_as_it_is_now(tmp_path: Path):
     assert plain.endpoint == "https://huggingface.co" and not plain.offline
 
 
-@pytest.mark.parametrize(("name", "value"), [("HF_ENDPOINT", "hub.example"), ("HF_HUB_DOWNLOAD_TIMEOUT", "soon")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("HF_ENDPOINT", "hub.example"), ("HF_HUB_DOWNLOAD_TIMEOUT", "soon"), ("HF_HUB_ETAG_TIMEOUT", "0.5")],
+)
 def test_settings_that_cannot_be_used(name: str, value: str):
     with pytest.raises(ConfigError, match=name):
         HubSettings.from_env({name: value})

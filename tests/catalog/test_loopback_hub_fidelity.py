@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import httpx
@@ -61,6 +62,12 @@ def test_tells_what_a_repo_holds(hub: LoopbackHub):
     assert info.sha == commit
     assert [sibling.rfilename for sibling in info.siblings or []] == ["config.json", "sub/model.gguf"]
     assert api.model_info(REPO, revision=commit).sha == commit
+    hub.describe(REPO, {"license": "mit", "base_model": "someone/model"}, "text-generation")
+    info = api.model_info(REPO, files_metadata=True)
+    assert (info.pipeline_tag, info.card_data.license, info.tags) == ("text-generation", "mit", ["license:mit"])
+    small, large = info.siblings or []
+    assert (small.size, small.lfs, len(small.blob_id)) == (2, None, 40)
+    assert (large.size, large.lfs.size, large.lfs.sha256) == (len(WEIGHTS), len(WEIGHTS), hashlib.sha256(WEIGHTS).hexdigest())
     tree = {item.path: item for item in api.list_repo_tree(REPO, recursive=True)}
     assert tree["sub/model.gguf"].lfs.size == len(WEIGHTS)
     assert tree["config.json"].lfs is None

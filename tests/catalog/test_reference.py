@@ -46,6 +46,7 @@ def test_every_form(text, repo, file, quant, revision):
         "/models/a/b.gguf",
         "./a/b.gguf",
         "../a/b.gguf",
+        ".files/0123abcd/b.gguf",
         "~/a/b.gguf",
         "~me/a/b.gguf",
         "folder/model.gguf",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from yaml.events import CollectionEndEvent, CollectionStartEvent
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from llmgallery.config.problems import Problem
+
+T = TypeVar("T")
 
 MAX_BYTES = 1024 * 1024
 MAX_VISITS = 50_000
@@ -63,19 +66,38 @@ class Unreadable(Exception):
         self.problem = problem
 
 
-def compose(data: bytes, path: Path) -> Node | None:
+def compose(data: bytes, path: Path | str, limit: int = MAX_BYTES) -> Node | None:
     """The root node of the only document; None = nothing but comments. Raises Unreadable."""
-    if len(data) > MAX_BYTES:
-        raise Unreadable(Problem(path, 0, 0, "", f"the file has {len(data):,} bytes; at most {MAX_BYTES:,} are read"))
+    return _read(decode(data, path, limit), path, _compose)
+
+
+def documents(text: str, path: Path | str) -> list[Node]:
+    """The root nodes of all documents; aliases reach no further than their own. Raises Unreadable."""
+    return _read(text, path, _compose_all)
+
+
+def check_syntax(text: str, path: Path | str) -> None:
+    """Raises Unreadable for what is no YAML, whatever its aliases mean."""
+    _read(text, path, _check_nesting)
+
+
+def decode(data: bytes, path: Path | str, limit: int = MAX_BYTES) -> str:
+    """The text of a file of at most `limit` bytes. Raises Unreadable."""
+    if len(data) > limit:
+        raise Unreadable(Problem(path, 0, 0, "", f"the file has {len(data):,} bytes; at most {limit:,} are read"))
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         column = error.start - data.rfind(b"\n", 0, error.start)
         raise Unreadable(Problem(path, line, column, "", "the file is not UTF-8", "save it as UTF-8")) from error
+
+
+def _read(text: str, path: Path | str, composer: Callable[[str], T]) -> T:
+    """What the composer makes of the text. Raises Unreadable."""
     for _ in range(MAX_PATCHES):
         try:
-            return _compose(text)
+            return composer(text)
         except yaml.MarkedYAMLError as error:
             patched = _without_escaped_quote(text, error)
             if patched is None:
@@ -89,12 +111,26 @@ def compose(data: bytes, path: Path) -> Node | None:
 
 
 def _compose(text: str) -> Node | None:
+    (node,) = _composed(text, lambda loader: [loader.get_single_node()])
+    return node
+
+
+def _compose_all(text: str) -> list[Node]:
+    def every(loader: _Loader) -> list[Node | None]:
+        found = []
+        while loader.check_node():
+            found.append(loader.get_node())
+        return found
+
+    return [node for node in _composed(text, every) if node is not None]
+
+
+def _composed(text: str, read: Callable[[_Loader], list[Node | None]]) -> list[Node | None]:
     loader = _Loader(text)
     try:
         if _may_nest_deeply(text):
             _check_nesting(text)
-        node: Node | None = loader.get_single_node()
-        return node
+        return read(loader)
     finally:
         loader.dispose()
 
@@ -126,13 +162,13 @@ def _without_escaped_quote(text: str, error: yaml.MarkedYAMLError) -> str | None
     return text[:start] + text[start + 1 :] if text.startswith("\\'", start) else None
 
 
-def _bad_character(error: yaml.reader.ReaderError, text: str, path: Path) -> Problem:
+def _bad_character(error: yaml.reader.ReaderError, text: str, path: Path | str) -> Problem:
     at = min(int(error.position), len(text))
     line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
     return Problem(path, line, column, "", "a control character", "remove it, or write it as an escape in double quotes")
 
 
-def explain(error: yaml.MarkedYAMLError, text: str, path: Path) -> Problem:
+def explain(error: yaml.MarkedYAMLError, text: str, path: Path | str) -> Problem:
     """libyaml's complaint in words that say what to do."""
     mark = error.problem_mark or error.context_mark
     line, column = (mark.line, mark.column) if mark else (0, 0)

@@ -99,6 +99,12 @@ def test_localai_option_list_is_read_with_the_backends_types() -> None:
     assert "'gpu'" in warning.message
 
 
+def test_go_templates_beside_the_weights_own_are_a_warning() -> None:
+    """As in LocalAI, where the template that came with the weights is rendered then."""
+    loaded = good("go_beside_the_weights_own")
+    assert [(warning.line, warning.key) for warning in loaded.warnings] == [(4, "template.chat"), (5, "template.completion")]
+
+
 def test_escaped_apostrophes_in_double_quotes_are_read_as_go_does() -> None:
     config = good("escaped_quote").config
     assert config is not None

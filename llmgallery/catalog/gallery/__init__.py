@@ -1,0 +1,1 @@
+"""Indexes of models that can be installed."""

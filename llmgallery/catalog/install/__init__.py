@@ -1,0 +1,1 @@
+"""From a name that is not here to a model that is: plan, download, write its YAML."""

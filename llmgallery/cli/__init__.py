@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from llmgallery import __version__
-from llmgallery.cli import commands, models
+from llmgallery.cli import commands, installs, keep, models
 from llmgallery.cli.bench import command as bench
 from llmgallery.cli.group import Group
 
@@ -21,8 +21,16 @@ for command in (
     commands.run,
     bench.bench,
     models.list_models,
+    installs.search,
+    installs.install,
+    installs.remove,
+    installs.jobs,
     models.show,
     models.check,
+    keep.verify,
+    keep.gc,
+    keep.bundle,
+    keep.unbundle,
     models.schema,
     models.version,
     models.models,

@@ -51,6 +51,23 @@ class ModelFacts(Protocol):
     def stats(self) -> StepFacts | None: ...
 
 
+class InstallFacts(Protocol):
+    """What is known of one install or removal when somebody looks."""
+
+    @property
+    def asked(self) -> str: ...
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def phase(self) -> str: ...
+    @property
+    def is_over(self) -> bool: ...
+    @property
+    def done_bytes(self) -> int: ...
+    @property
+    def total_bytes(self) -> int | None: ...
+
+
 class Metrics:
     """One server's counters, in a registry of their own: two servers in a process do not mix."""
 
@@ -121,6 +138,10 @@ class Metrics:
         """Ask these at each scrape: whoever owns the state is never told by us."""
         self._registry.register(_Models(states, restarts, evictions))
 
+    def watch_installs(self, installs: Callable[[], Sequence[InstallFacts]], phases: Sequence[str]) -> None:
+        """Ask this at each scrape. `phases`: all that there are, so that none is missing while nothing is in it."""
+        self._registry.register(_Installs(installs, phases))
+
     def text(self) -> bytes:
         """The exposition, in CONTENT_TYPE."""
         return generate_latest(self._registry)
@@ -152,6 +173,32 @@ class _Models(Collector):
         yield _gauge("llmgallery_model_busy", "Requests that hold the model", [(m.name, m.busy) for m in models])
         yield _gauge("llmgallery_model_memory_bytes", "Memory the model takes", [(m.name, m.memory_bytes) for m in models])
         yield from _engine([(model.name, model.stats) for model in models if model.stats is not None])
+
+
+class _Installs(Collector):
+    def __init__(self, installs: Callable[[], Sequence[InstallFacts]], phases: Sequence[str]) -> None:
+        self._installs = installs
+        self._phases = phases
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        installs = self._installs()
+        found = GaugeMetricFamily(
+            "llmgallery_installs",
+            "Installs and removals by phase; those that ended for as long as they are listed",
+            labels=("phase",),
+        )
+        for phase in self._phases:
+            found.add_metric((phase,), sum(install.phase == phase for install in installs))
+        yield found
+        # Two jobs may be about one model, and a sample's labels must be its own: the newest counts.
+        running = {install.name or install.asked: install for install in installs if not install.is_over}
+        here = [(name, install.done_bytes) for name, install in running.items()]
+        whole = [(name, install.total_bytes or 0) for name, install in running.items()]
+        yield _gauge("llmgallery_install_bytes", "Bytes that are here of a model that is being installed", here)
+        yield _gauge("llmgallery_install_total_bytes", "Bytes of a model that is being installed; 0 = not known yet", whole)
 
 
 def _engine(stats: Sequence[tuple[str, StepFacts]]) -> Iterator[Metric]:

@@ -9,6 +9,14 @@ import pytest
 from loopback_hub import LoopbackHub
 
 
+@pytest.fixture(scope="session", autouse=True)
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Journals of installs and copies of galleries are never the ones of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMGALLERY_DATA_DIR", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
 @pytest.fixture
 def hub() -> Iterator[LoopbackHub]:
     """A Hub on loopback: see loopback_hub.LoopbackHub. Servers under test get HF_ENDPOINT=hub.url."""

@@ -37,11 +37,12 @@ class Uvicorn(uvicorn.Server):
 
 
 class LiveServer:
-    """Serves `folder` and the bundled model on a free port of loopback, in a thread of its own, until the block ends."""
+    """Serves `folder` and the bundled model on a free port of loopback, in a thread of its own, until the block ends. Installs
+    nothing, unless `settings` say so: unknown names must not be asked for on the Hub."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder = folder
-        self.settings = Settings(models_dir=folder, watch="off", **settings)
+        self.settings = Settings(**{"models_dir": folder, "watch": "off", "auto_install": "off", **settings})
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._up = threading.Event()

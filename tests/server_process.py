@@ -16,6 +16,7 @@ import httpx
 from openai import OpenAI
 
 DEADLINE = 60.0
+DATA_DIR = "LLMGALLERY_DATA_DIR"
 
 
 class ServerProcess:
@@ -27,7 +28,8 @@ class ServerProcess:
             *(sys.executable, "-m", "llmgallery", "serve", "--host", "127.0.0.1", "--port", "0"),
             *("--models-dir", str(models), *options),
         ]
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("LLMGALLERY_", "HF_"))}
+        ours = ("LLMGALLERY_", "HF_", "PRELOAD_MODELS")
+        clean = {name: value for name, value in os.environ.items() if name == DATA_DIR or not name.startswith(ours)}
         self._environment = {**clean, "HF_HUB_DISABLE_TELEMETRY": "1", **(environment or {})}
         self._output: list[str] = []
         self._served = threading.Event()

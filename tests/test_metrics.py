@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import get_args
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from llmgallery.core.events import Usage
+from llmgallery.core.installs import FileProgress, Install, Phase
 from llmgallery.metrics import CONTENT_TYPE, Metrics
 
 
@@ -65,3 +67,20 @@ def test_two_servers_do_not_mix() -> None:
     assert ("llmgallery_http_requests_total", "GET", "/v1/models", "200") in samples(one)
     assert ("llmgallery_http_requests_total", "GET", "/v1/models", "200") not in samples(two)
     assert CONTENT_TYPE.startswith("text/plain")
+
+
+def test_installs_by_phase_and_the_bytes_of_those_that_run() -> None:
+    metrics = Metrics()
+    here = (FileProgress("a", 10, 40), FileProgress("b", 5, 60))
+    jobs = [
+        Install("1", "qwen", "done", "qwen", files=here),
+        Install("2", "gallery@qwen", "downloading", "qwen", files=here),
+        Install("3", "owner/repo", "planning"),
+    ]
+    metrics.watch_installs(lambda: jobs, get_args(Phase))
+    seen = samples(metrics)
+    counts = {phase: seen["llmgallery_installs", phase] for phase in get_args(Phase)}
+    assert {phase: count for phase, count in counts.items() if count} == {"done": 1, "downloading": 1, "planning": 1}
+    assert seen["llmgallery_install_bytes", "qwen"] == 15
+    assert seen["llmgallery_install_total_bytes", "qwen"] == 100
+    assert seen["llmgallery_install_total_bytes", "owner/repo"] == 0  # not known yet

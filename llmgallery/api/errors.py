@@ -17,6 +17,8 @@ from llmgallery.core.errors import GalleryError
 logger = logging.getLogger("llmgallery.api")
 
 JSON = "application/json"
+JOB = "/models/jobs/{}"
+"""Where an install is told of, by its id."""
 
 
 class BadBody(GalleryError):
@@ -37,6 +39,10 @@ class ForeignOrigin(GalleryError):
 
 class ForeignHost(GalleryError):
     """The Host header names somebody else."""
+
+
+class JobNotFound(GalleryError):
+    """No install or removal has this id, or it was long ago."""
 
 
 class NotReady(GalleryError):
@@ -65,12 +71,14 @@ RULES: dict[type[Exception], Rule] = {
     ForeignOrigin: Rule(403, "foreign_origin", "permission_error"),
     ForeignHost: Rule(421, "misdirected_request", _CLIENT),
     NotReady: Rule(503, "not_ready"),
+    JobNotFound: Rule(404, "job_not_found", _CLIENT),
     kinds.InvalidField: Rule(400, "invalid_value", _CLIENT),
     kinds.UnsupportedField: Rule(400, "unsupported_parameter", _CLIENT),
     kinds.ContextExceeded: Rule(400, "context_length_exceeded", _CLIENT),
     kinds.TemplateError: Rule(400, "template_error", _CLIENT),
     kinds.RequestError: Rule(400, "invalid_request", _CLIENT),
     kinds.ModelNotFound: Rule(404, "model_not_found", _CLIENT),
+    kinds.NotAllowed: Rule(403, "not_allowed", "permission_error"),
     # The request is right and the server is sound: a file of the operator's is not. 500 would say that it is our bug.
     kinds.ModelBroken: Rule(503, "model_broken", retry=False),
     kinds.ConfigError: Rule(503, "config_error", retry=False),
@@ -95,7 +103,7 @@ _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_la
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """An error as a client is told of it, in any dialect."""
+    """An error as a client is told of it, in any dialect. `job`: where the install is told of that it is about."""
 
     status: int
     type: str
@@ -104,6 +112,7 @@ class Failure(msgspec.Struct, frozen=True):
     param: str | None = None
     hints: tuple[str, ...] = ()
     headers: dict[str, str] = {}
+    job: str | None = None
 
 
 def to_failure(error: Exception) -> Failure:
@@ -126,7 +135,10 @@ def _known(error: GalleryError, rule: Rule) -> Failure:
         headers["x-should-retry"] = "false"
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    return Failure(rule.status, rule.type, rule.code, error.message, _param(error, rule), error.hints, headers)
+    job = JOB.format(error.job) if error.job is not None else None
+    if job is not None:
+        headers["Link"] = f'<{job}>; rel="status"'  # RFC 8631: where the state of this is told
+    return Failure(rule.status, rule.type, rule.code, error.message, _param(error, rule), error.hints, headers, job)
 
 
 def _param(error: GalleryError, rule: Rule) -> str | None:
@@ -134,7 +146,8 @@ def _param(error: GalleryError, rule: Rule) -> str | None:
     ask for another model, and where the operator must act, not even that is its fault."""
     if isinstance(error, kinds.RequestError):
         return error.field
-    return "model" if rule.status < 500 and isinstance(error, kinds.ModelNotFound | kinds.HubError) else None
+    about_model = kinds.ModelNotFound | kinds.NotAllowed | kinds.HubError
+    return "model" if rule.status < 500 and isinstance(error, about_model) else None
 
 
 def _routing(error: HTTPException) -> Failure:
@@ -155,14 +168,15 @@ def _detail(error: HTTPException, headers: dict[str, str]) -> str:
 
 def envelope(failure: Failure) -> dict[str, Any]:
     """The body of an error for routes that belong to no other dialect: OpenAI's. `hints` (near names, problems, log lines)
-    is ours and only there when there are some."""
+    and `job` (the path of an install that goes on) are ours and only there when there are some."""
     body: dict[str, Any] = {
         "message": failure.message,
         "type": failure.type,
         "param": failure.param,
         "code": failure.code,
     }
-    return {"error": {**body, "hints": list(failure.hints)} if failure.hints else body}
+    ours = {"hints": list(failure.hints) or None, "job": failure.job}
+    return {"error": body | {name: value for name, value in ours.items() if value is not None}}
 
 
 def to_response(failure: Failure) -> Response[bytes]:
@@ -175,6 +189,6 @@ def handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
         return Response(b"", status_code=499, media_type=JSON)
     failure = to_failure(error)
     if failure.status == 404 and isinstance(error, HTTPException):
-        known = "see GET /v1/models, POST /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/rerank"
+        known = "see GET /v1/models, POST /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/rerank, /models/apply"
         failure = msgspec.structs.replace(failure, message=f"there is no {request.method} {request.url.path}; {known}")
     return to_response(failure)

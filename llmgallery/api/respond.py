@@ -109,6 +109,20 @@ def preferred_wait(headers: Mapping[str, str], longest: float) -> tuple[float, d
     return min(longest, float(found[1])), {"Preference-Applied": f"wait={found[1]}"}
 
 
+class Patience:
+    """How long a request that came just now waits for its model, whatever it waits for. `headers` say that it is by the
+    client's wish."""
+
+    def __init__(self, headers: Mapping[str, str], longest: float) -> None:
+        self._wait, self.headers = preferred_wait(headers, longest)
+        self._began = time.monotonic()
+
+    @property
+    def left(self) -> float:
+        """Seconds; 0 = none, or less."""
+        return self._wait - (time.monotonic() - self._began)
+
+
 def warned(warnings: Sequence[str]) -> dict[str, str]:
     """The header that says how many warnings there are. The worker's own are known once it has accepted the request."""
     return {"x-llmgallery-warnings": str(len(warnings))} if warnings else {}
@@ -122,6 +136,8 @@ class Underway(Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def job(self) -> str | None: ...
     @property
     def progress(self) -> Progress | None: ...
     @property
@@ -158,6 +174,7 @@ def _still_loading(asked: Underway, waited: float) -> Overloaded:
     return Overloaded(
         f"model {asked.name} is still {describe(progress)} after {waited:.0f} s; that goes on: ask again",
         retry_after=_remaining(progress, waited),
+        job=asked.job,
     )
 
 

@@ -30,7 +30,7 @@ class Local:
         return cls(stack, stack.settings.default_model if path is not None else None)
 
     async def __aenter__(self) -> Local:
-        await self._stack.gallery.start()
+        await self._stack.gallery.start(serves=False)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -38,7 +38,9 @@ class Local:
 
     async def check(self, model: str) -> None:
         """As Remote.check."""
-        check_loadable(await self._stack.gallery.entry(model))
+        entry = await self._stack.gallery.could_have(model)
+        if entry is not None:
+            check_loadable(entry)
 
     async def ask(self, model: str, request: ChatRequest) -> AsyncIterator[Progress | TextDelta | Done | None]:
         """As Remote.ask."""

@@ -16,9 +16,15 @@ import msgspec
 from llmgallery import paths
 from llmgallery.backends.loader import specs
 from llmgallery.catalog.companions import absent, locate_all
+from llmgallery.catalog.gallery.library import Library
+from llmgallery.catalog.gallery.sources import GallerySource
 from llmgallery.catalog.hub import Hub
 from llmgallery.catalog.hub_cache import find_cached
 from llmgallery.catalog.hub_settings import HubSettings
+from llmgallery.catalog.install.installer import Installer
+from llmgallery.catalog.install.plan import InstallPlan
+from llmgallery.catalog.install.store import install_folder
+from llmgallery.catalog.lock import LockFile
 from llmgallery.catalog.registry import YAML_SUFFIXES, Entry, Registry, Snapshot, weights_name
 from llmgallery.catalog.watcher import watch
 from llmgallery.catalog.weights import HubReference, LocalFiles, backend_for, check_format, malformed, recognise, trained_context
@@ -31,6 +37,10 @@ from llmgallery.core.errors import ConfigError
 from llmgallery.runtime.files import WeightFiles
 from llmgallery.runtime.manager import Manager
 from llmgallery.service.gallery import Gallery
+from llmgallery.service.installing import Installing
+from llmgallery.service.planning import Planner
+from llmgallery.service.policy import check_plan
+from llmgallery.service.preload import asked_for, preloads
 from llmgallery.templates import jinja, presets
 
 log = logging.getLogger(__name__)
@@ -103,7 +113,37 @@ def build(settings: Settings, path: Path | None = None) -> Stack:
     registry = folder_registry(settings, first)
     stack = Stack(settings, registry, hub, Gallery(settings, registry, manager, hub.cached), scratch)
     stack.gallery.on_change = stack.changed
+    stack.gallery.install_with(_installing(stack))
     return stack
+
+
+def _installing(stack: Stack) -> Installing:
+    """What installs for this server, not started. Raises ConfigError for a gallery or a preload that is none."""
+    settings, hub, data = stack.settings, stack.hub, paths.data_dir()
+    sources = [GallerySource(gallery.name, gallery.url) for gallery in settings.gallery_settings()]
+    library = Library(sources, data / "galleries", paths.builtin("gallery"), hub=hub)
+    folder = install_folder(models_dir(settings), data)
+    planner = Planner(library, hub, stack.gallery.manager.room, specs(), folder, outside())
+
+    async def allowed(plan: InstallPlan) -> None:
+        check_plan(settings, plan)
+
+    async def written(path: Path) -> None:
+        stack.changed(await asyncio.to_thread(stack.registry.refresh, [path]))
+
+    lock = LockFile.of(folder)
+    installer = Installer(
+        planner.plan,
+        hub,
+        models_dir=models_dir(settings),
+        data_dir=data,
+        on_change=written,
+        lock=lock,
+        checks=[allowed],
+        folders=stack.registry.folders,
+    )
+    wanted = [*map(asked_for, settings.preload), *preloads(os.environ)]
+    return Installing(settings, stack.registry, library, installer, lock, outside(), wanted)
 
 
 def models_dir(settings: Settings) -> Path:
@@ -116,7 +156,8 @@ def folder_registry(settings: Settings, first: Sequence[Path] = ()) -> Registry:
     chosen = models_dir(settings)
     if settings.models_dir is not None and not chosen.is_dir():
         raise ConfigError(f"there is no models folder {chosen}: create it, or name another with --models-dir")
-    return Registry([*first, chosen, paths.builtin("models")], specs(), outside(), loud=[chosen])
+    folders = [chosen, install_folder(chosen, paths.data_dir()), paths.builtin("models")]
+    return Registry([*first, *folders], specs(), outside(), loud=[chosen])
 
 
 def outside() -> Outside:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -23,10 +23,31 @@ OTHER_NAMES = {"api_key": "api_keys", "apikey": "api_keys"}
 OTHER_VARIABLES = ("LLMGALLERY_CONFIG", "LLMGALLERY_DATA_DIR", "LLMGALLERY_MODEL", "LLMGALLERY_URL")
 """Variables that are read elsewhere."""
 
-FLAGS = {"api_keys": "--api-key", "allowed_hosts": "--allowed-host", "allowed_origins": "--allowed-origin"}
+FLAGS = {
+    "api_keys": "--api-key",
+    "allowed_hosts": "--allowed-host",
+    "allowed_origins": "--allowed-origin",
+    "galleries": "--gallery",
+    "hub_owners": "--hub-owner",
+    "licences": "--licence",
+    "preload": "--preload",
+}
 """Flags that may be repeated; all others are the setting's name."""
 
+OWN_GALLERY = "llmgallery"
+"""The name of the gallery that ships with us."""
+
 _TEXT = "tag:yaml.org,2002:str"
+
+
+AutoInstall = Literal["off", "gallery", "hub"]
+
+
+class GallerySetting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A configured gallery: a name for messages and `name@entry`, and where its index lies."""
+
+    name: str
+    url: str
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -71,11 +92,35 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ] = "auto"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="what is logged")] = "info"
     hub_token: Annotated[str | None, Meta(description="Hugging Face token; else HF_TOKEN, or the one of `hf auth login`")] = None
+    auto_install: Annotated[
+        AutoInstall | None,
+        Meta(description="what a request may install: off, gallery or hub; else hub on loopback, and gallery elsewhere"),
+    ] = None
+    galleries: Annotated[
+        list[str | GallerySetting],
+        Meta(description="indexes of models, beside our own: name=URL, folder, github:owner/repo/path@ref or hf://owner/repo"),
+    ] = []
+    hub_owners: Annotated[
+        list[str], Meta(description="whose models of the Hub may be installed, such as Qwen or bartow*; none = anybody's")
+    ] = []
+    install_size_limit: Annotated[Bytes | None, Meta(description="the largest install: all files of a model together")] = None
+    licences: Annotated[
+        list[str], Meta(description="licences that installs may have, such as apache-2.0 or llama*; none = any")
+    ] = []
+    preload: Annotated[list[str], Meta(description="models that are installed at the start, in the background")] = []
 
     def hosts(self) -> frozenset[str]:
         """Host names, without ports and in lower case, that a request without a key may be sent to."""
         own = set() if self.host in ("0.0.0.0", "::", "") else {self.host.strip("[]").lower()}
         return frozenset({"localhost", "127.0.0.1", "::1"} | own | {name.strip("[]").lower() for name in self.allowed_hosts})
+
+    def installable(self) -> AutoInstall:
+        """`auto_install`, or what holds when nobody set it."""
+        return self.auto_install or ("hub" if is_loopback(self.host) else "gallery")
+
+    def gallery_settings(self) -> tuple[GallerySetting, ...]:
+        """`galleries` in one form."""
+        return tuple(_gallery(item) if isinstance(item, str) else item for item in self.galleries)
 
 
 class SettingRow(NamedTuple):
@@ -156,6 +201,8 @@ def _from_file(path: Path, problems: list[Problem]) -> dict[str, Any]:
     for name in ("models_dir", "api_key_file"):
         if name in values:  # a file's paths start where the file lies, not where the server was started
             values[name] = path.parent / values[name]
+    if "galleries" in values:
+        values["galleries"] = [_located(item, path.parent) for item in values["galleries"]]
     return values
 
 
@@ -173,6 +220,19 @@ def _from_env(env: Mapping[str, str], problems: list[Problem]) -> dict[str, Any]
             name = known[variable]
             _put(values, name, _read(fields[name][1], text.split(",") if _is_list(fields[name][1]) else text, variable, problems))
     return values
+
+
+def _gallery(text: str) -> GallerySetting:
+    """name=url; what has no name is found wanting by _check."""
+    name, _, url = text.partition("=")
+    return GallerySetting(name.strip(), url.strip())
+
+
+def _located(item: str | GallerySetting, folder: Path) -> GallerySetting:
+    """A gallery of a settings file: a path starts where the file lies."""
+    found = _gallery(item) if isinstance(item, str) else item
+    is_path = not re.match(r"[a-z][a-z0-9+.-]*:", found.url, re.IGNORECASE) and found.url
+    return GallerySetting(found.name, str(folder / Path(found.url).expanduser())) if is_path else found
 
 
 def _of_kubernetes(variable: str, text: str) -> bool:
@@ -236,6 +296,22 @@ def _check(values: Mapping[str, Any], problems: list[Problem]) -> None:
     for origin in values.get("allowed_origins", []):
         if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin, re.IGNORECASE):
             problems.append(Problem("allowed_origins", 0, 0, "", f"{origin!r} is no origin", "write it like https://example.org"))
+    _check_galleries([_gallery(item) if isinstance(item, str) else item for item in values.get("galleries", [])], problems)
+
+
+def _check_galleries(galleries: Sequence[GallerySetting], problems: list[Problem]) -> None:
+    seen = {OWN_GALLERY}
+    for gallery in galleries:
+        if not re.fullmatch(r"[\w.-]+", gallery.name) or not gallery.url:
+            said = f"{gallery.name}={gallery.url}" if gallery.url else gallery.name
+            problems.append(
+                Problem("galleries", 0, 0, "", f"{said!r} is no gallery", "write it like name=https://example.org/index.yaml")
+            )
+        elif gallery.name in seen:
+            problems.append(
+                Problem("galleries", 0, 0, "", f"there are two galleries {gallery.name}", "give one of them another name")
+            )
+        seen.add(gallery.name)
 
 
 DEFAULTS = Settings()

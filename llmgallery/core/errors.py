@@ -7,6 +7,7 @@ GalleryError
 │   ├── ContextExceeded         prompt (and answer) do not fit the context
 │   └── TemplateError           the template refused the messages
 ├── ModelNotFound               no such name; carries near names
+├── NotAllowed                  the server's settings do not allow it; names the setting that would
 ├── ModelBroken                 its YAML has errors; carries them
 ├── ConfigError                 a file or setting is wrong; carries all problems
 ├── HubError                    the Hub or a download
@@ -37,26 +38,34 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     field: str | None = None
     hints: tuple[str, ...] = ()
     retry_after: float | None = None
+    job: str | None = None
 
 
 class GalleryError(Exception):
     """The root. `message` is complete for the user: what was wrong and what to do.
 
     `field` names the request field or YAML key at fault; `hints` are near names, log lines or problems, one a line;
-    `retry_after` is in seconds.
+    `retry_after` is in seconds; `job` is the id of the install that it is about.
     """
 
     def __init__(
-        self, message: str, *, field: str | None = None, hints: tuple[str, ...] = (), retry_after: float | None = None
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        hints: tuple[str, ...] = (),
+        retry_after: float | None = None,
+        job: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
         self.hints = hints
         self.retry_after = retry_after
+        self.job = job
 
     def info(self) -> ErrorInfo:
-        return ErrorInfo(type(self).__name__, self.message, self.field, self.hints, self.retry_after)
+        return ErrorInfo(type(self).__name__, self.message, self.field, self.hints, self.retry_after, self.job)
 
 
 class RequestError(GalleryError):
@@ -81,6 +90,10 @@ class TemplateError(RequestError):
 
 class ModelNotFound(GalleryError):
     """No model has this name. `hints` are near names."""
+
+
+class NotAllowed(GalleryError):
+    """The server's settings do not allow it. `hints` are the settings that would, as `name: value`."""
 
 
 class ModelBroken(GalleryError):
@@ -156,4 +169,4 @@ KINDS: dict[str, type[GalleryError]] = _tree(GalleryError)
 def from_info(info: ErrorInfo) -> GalleryError:
     """The exception that `info` was made of; an unknown kind comes back as the root."""
     kind = KINDS.get(info.kind, GalleryError)
-    return kind(info.message, field=info.field, hints=info.hints, retry_after=info.retry_after)
+    return kind(info.message, field=info.field, hints=info.hints, retry_after=info.retry_after, job=info.job)

@@ -27,6 +27,12 @@ class Board:
         """Until the next post."""
         await self._next.wait()
 
+    async def follow(self, source: Board) -> None:
+        """Says what `source` says, until cancelled."""
+        while True:
+            self.post(source.value)
+            await source.changed()
+
 
 class Lease:
     """Made by Manager.lease. Entering never waits; `handle` does."""

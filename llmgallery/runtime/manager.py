@@ -8,6 +8,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -27,6 +28,8 @@ from llmgallery.runtime.resident import ModelState, Resident
 
 _log = logging.getLogger(__name__)
 OnBytes = Callable[[int, int], None]
+Arrival = Callable[[OnBytes], Awaitable[None]]
+"""Waits for the install that brings a model, and tells its bytes; raises why it failed."""
 T = TypeVar("T")
 
 
@@ -85,14 +88,14 @@ class Manager:
 
     # --- leases ----------------------------------------------------------------------------------------------------------
 
-    def lease(self, entry: Entry) -> Lease:
-        """A hold on the model of `entry`, to be used with `async with`."""
-        return Lease(lambda lease: self._acquire(lease, entry), self._release)
+    def lease(self, entry: Entry, arrival: Arrival | None = None) -> Lease:
+        """A hold on the model of `entry`, to be used with `async with`. `arrival`: of one that is still being installed."""
+        return Lease(lambda lease: self._acquire(lease, entry, arrival), self._release)
 
-    async def _acquire(self, lease: Lease, entry: Entry) -> Handle:
+    async def _acquire(self, lease: Lease, entry: Entry, arrival: Arrival | None) -> Handle:
         self._release(lease)
         self._refuse_when_stopping()
-        files = await self._ensure(lease, entry)
+        files = await self._ensure(lease, entry, arrival)
         self._refuse_when_stopping()
         resident = self._resident(entry, files)
         resident.leases += 1  # from here on nobody evicts it, also while it loads
@@ -108,10 +111,13 @@ class Manager:
         if self._stopping:
             raise _shutting_down()
 
-    async def _ensure(self, lease: Lease, entry: Entry) -> Files:
+    async def _ensure(self, lease: Lease, entry: Entry, arrival: Arrival | None) -> Files:
         """Raises HubError, ConfigError."""
+        on_bytes = partial(self._downloading, lease, entry.name)
         try:
-            return await self._files.ensure(entry, lambda done, total: self._downloading(lease, entry.name, done, total))
+            if arrival is not None:
+                await arrival(on_bytes)
+            return await self._files.ensure(entry, on_bytes)
         finally:
             self._downloads.pop(entry.name, None)
 
@@ -128,7 +134,7 @@ class Manager:
             resident.loading = self._spawn(self._load(resident, entry), f"load {resident.name}")
             self._changed()
         loading = resident.loading
-        follow = asyncio.create_task(_follow(resident.board, lease.board))
+        follow = asyncio.create_task(lease.board.follow(resident.board))
         try:
             await asyncio.wait({loading})
         finally:
@@ -270,10 +276,15 @@ class Manager:
                 retry_after=10,
             ) from None
 
-    def _others(self, resident: Resident) -> list[Resident]:
+    def room(self) -> tuple[int, int]:
+        """Bytes that nobody holds, and those that a new model could have at last: all but what pinned ones keep."""
+        free, others = self._free(None), self._others(None)
+        return free, free + sum(other.bytes for other in others if not other.facts().pinned)
+
+    def _others(self, resident: Resident | None) -> list[Resident]:
         return [other for other in self._residents.values() if other is not resident and other.holds_memory]
 
-    def _free(self, resident: Resident) -> int:
+    def _free(self, resident: Resident | None) -> int:
         """Bytes that nobody holds or has been promised."""
         others = self._others(resident)
         if self._budget is not None:
@@ -383,13 +394,6 @@ def _plan(config: ModelConfig, files: Files, free: int, most: int) -> memory.Pla
     """Blocks (files). Raises BadWeights."""
     check_companions(files.weights, files.adapters, files.draft)
     return memory.plan(config, files, free, most)
-
-
-async def _follow(source: Board, target: Board) -> None:
-    """What one board says, the other says, until cancelled."""
-    while True:
-        target.post(source.value)
-        await source.changed()
 
 
 def _shutting_down() -> Overloaded:

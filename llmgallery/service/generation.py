@@ -84,6 +84,11 @@ class Generation:
         return self.entry.name
 
     @property
+    def job(self) -> str | None:
+        """The id of the install that the model comes by."""
+        return self._turn.job
+
+    @property
     def fingerprint(self) -> str:
         """Changes with anything but the seed that decides what is answered: our version, backend, configuration."""
         identity = msgspec.msgpack.encode([__version__, self.entry.backend, self.entry.config])

@@ -1,17 +1,20 @@
-"""What a name in a request means: one pure function over a snapshot. Gallery entries and Hub ids come with a later issue."""
+"""What a name in a request means: one pure function over a snapshot of the folder and the names that galleries know."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePath, PurePosixPath
-from typing import Literal
+from typing import Literal, overload
 
-from llmgallery.catalog.index import Broken, Entry, Snapshot
+from llmgallery.catalog.index import Broken, Entry, Snapshot, file_stem
+from llmgallery.catalog.reference import HubReference, parse_reference
 from llmgallery.catalog.registry import YAML_SUFFIXES, weights_name
 from llmgallery.config.checks import name_fault
 from llmgallery.config.problems import shown
-from llmgallery.core.errors import InvalidField, ModelBroken, ModelNotFound
+from llmgallery.core.errors import ConfigError, InvalidField, ModelBroken, ModelNotFound
 
 MAX_NAME = 512
 """Longer names are not searched for near ones."""
@@ -20,6 +23,16 @@ MAX_COMPARED = 2000
 """Near names are looked for among this many; comparing 10,000 takes a third of a second."""
 
 
+@dataclass(frozen=True)
+class Absent:
+    """A model that is not here and could be installed. `name`: what it will answer to; `reference`: on the Hub, else it is an
+    entry of a gallery."""
+
+    name: str
+    reference: HubReference | None = None
+
+
+@overload
 def resolve(
     name: str | None,
     snapshot: Snapshot,
@@ -27,20 +40,64 @@ def resolve(
     default: str | None = None,
     token: str | None = None,
     unknown: Literal["error", "default"] = "error",
-) -> Entry:
+) -> Entry: ...
+@overload
+def resolve(
+    name: str | None,
+    snapshot: Snapshot,
+    *,
+    known: Callable[[str], bool] | None,
+    default: str | None = None,
+    token: str | None = None,
+    unknown: Literal["error", "default"] = "error",
+) -> Entry | Absent: ...
+def resolve(
+    name: str | None,
+    snapshot: Snapshot,
+    *,
+    known: Callable[[str], bool] | None = None,
+    default: str | None = None,
+    token: str | None = None,
+    unknown: Literal["error", "default"] = "error",
+) -> Entry | Absent:
     """The model that a request means. `default`: the configured one. `token`: the bearer token, given only when no key is set.
+    `known`: whether a gallery has an entry of a name; None = nothing may be installed.
 
-    Order: name, alias, glob alias, then the same in any case of letters where only one model fits. Without a name: the
-    token when it is one, the default, the only model. Raises ModelNotFound (hints = near names), ModelBroken (hints = its
-    problems), InvalidField when there is no name and nothing to choose by.
+    Order: name, alias, glob alias, then the same in any case of letters where only one model fits; what could be installed, an
+    entry of a gallery before a Hub id; with `unknown` the default. Without a name: the token when it is one, the default, the
+    only model. Raises ModelNotFound (hints = near names), ModelBroken (hints = its problems), InvalidField when there is no
+    name and nothing to choose by.
     """
     if name is None or not name.strip():
-        return _unnamed(snapshot, default, token)
-    if (entry := lookup(name, snapshot)) is not None:
-        return entry
-    if unknown == "default" and default and (entry := lookup(default, snapshot)) is not None:
-        return entry
+        return _unnamed(snapshot, default, token, known)
+    if (found := _found(name, snapshot, known)) is not None:
+        return found
+    if unknown == "default" and default and (found := _found(default, snapshot, known)) is not None:
+        return found
     raise _not_found(name, snapshot)
+
+
+def _found(name: str, snapshot: Snapshot, known: Callable[[str], bool] | None) -> Entry | Absent | None:
+    if (entry := lookup(name, snapshot)) is not None or known is None:
+        return entry
+    if (obstacle := _obstacle(name, snapshot)) is not None:
+        raise obstacle
+    return _absent(name, snapshot, known)
+
+
+def _absent(name: str, snapshot: Snapshot, known: Callable[[str], bool]) -> Entry | Absent | None:
+    """What could be installed under this name; or, when the name is a Hub id in one of its other spellings, who is here."""
+    if name_fault(name):
+        return None
+    if known(name):
+        return Absent(name)
+    try:
+        reference = parse_reference(name)
+    except ConfigError as error:
+        raise ModelNotFound(f"The model {_short(name)!r} does not exist; {error.message}", field="model") from error
+    if reference is None:
+        return None
+    return lookup(str(reference), snapshot) or Absent(str(reference), reference)
 
 
 def lookup(name: str, snapshot: Snapshot) -> Entry | None:
@@ -89,12 +146,12 @@ def _exact(name: str, snapshot: Snapshot) -> Entry | None:
     return snapshot.entries.get(name) or snapshot.aliases.get(name)
 
 
-def _unnamed(snapshot: Snapshot, default: str | None, token: str | None) -> Entry:
+def _unnamed(snapshot: Snapshot, default: str | None, token: str | None, known: Callable[[str], bool] | None) -> Entry | Absent:
     if token and (entry := _exact(token, snapshot)) is not None:
         return entry
     if default:
-        if (entry := lookup(default, snapshot)) is not None:
-            return entry
+        if (found := _found(default, snapshot, known)) is not None:
+            return found
         raise _not_found(default, snapshot)
     if len(snapshot.entries) == 1:
         return next(iter(snapshot.entries.values()))
@@ -106,23 +163,35 @@ def _unnamed(snapshot: Snapshot, default: str | None, token: str | None) -> Entr
 
 def _not_found(name: str, snapshot: Snapshot) -> ModelNotFound | ModelBroken:
     """What keeps the file of this name from being served under it; else near names, and how to add the model."""
-    for broken in snapshot.broken.values():
-        if _is_file_of(name, broken.path):
-            return _is_broken(name, broken)
-    shown_name = name if len(name) <= 100 else name[:97] + "..."
-    if (off := next((entry for entry in snapshot.disabled.values() if _is_file_of(name, entry.path)), None)) is not None:
-        return ModelNotFound(f"the model {off.name!r} is disabled in {shown(off.path)}", field="model")
-    if (served := _served_otherwise(name, snapshot)) is not None:
-        advice, hints = served
-        return ModelNotFound(f"The model {shown_name!r} does not exist; {advice}", field="model", hints=hints)
+    if (obstacle := _obstacle(name, snapshot)) is not None:
+        return obstacle
+    if (served := _weights_of(name, snapshot)) is not None:
+        return served
     near = near_names(name, snapshot)
     advice = f"did you mean {' or '.join(map(repr, near))}?" if near else "GET /v1/models lists the models."
-    file = f"{_file_stem(name)}.yaml" if name_fault(name) == "" else "a YAML file"
+    file = f"{file_stem(name)}.yaml" if name_fault(name) == "" else "a YAML file"
     return ModelNotFound(
-        f"The model {shown_name!r} does not exist; {advice} To add it, put {file} into the models folder.",
+        f"The model {_short(name)!r} does not exist; {advice} To add it, put {file} into the models folder.",
         field="model",
         hints=near,
     )
+
+
+def _obstacle(name: str, snapshot: Snapshot) -> ModelNotFound | ModelBroken | None:
+    """What is wrong with the YAML of this name, or what it serves instead."""
+    for broken in snapshot.broken.values():
+        if _is_file_of(name, broken.path):
+            return _is_broken(name, broken)
+    if (off := next((entry for entry in snapshot.disabled.values() if _is_file_of(name, entry.path)), None)) is not None:
+        return ModelNotFound(f"the model {off.name!r} is disabled in {shown(off.path)}", field="model")
+    entry = next((entry for entry in snapshot.entries.values() if _is_file_of(name, entry.path)), None)
+    if entry is None:
+        return None
+    return _elsewhere(name, f"{shown(entry.path)} names its model {entry.name!r}.", (entry.name,))
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 100 else name[:97] + "..."
 
 
 def _is_broken(name: str, broken: Broken) -> ModelBroken:
@@ -133,24 +202,21 @@ def _is_broken(name: str, broken: Broken) -> ModelBroken:
     return ModelBroken(f"the model {name!r} cannot be served: {shown(broken.path)} {faults}", hints=problems)
 
 
-def _served_otherwise(name: str, snapshot: Snapshot) -> tuple[str, tuple[str, ...]] | None:
-    """For the file of this name when another name serves it: the sentence that says so, and the names."""
-    yamls = [entry for entry in snapshot.entries.values() if _is_file_of(name, entry.path)]
-    if yamls:
-        entry = yamls[0]
-        return f"{shown(entry.path)} names its model {entry.name!r}.", (entry.name,)
+def _weights_of(name: str, snapshot: Snapshot) -> ModelNotFound | None:
+    """For weights of this name that another name serves."""
     users = [entry for entry in snapshot.entries.values() if _is_file_of(name, PurePosixPath(entry.config.weights or ""))]
     if not users:
         return None
     by = " and ".join(f"{entry.name!r} ({shown(entry.path)})" for entry in users[:3])
-    return f"{PurePosixPath(users[0].config.weights or '').name} is served as {by}.", tuple(entry.name for entry in users[:3])
+    said = f"{PurePosixPath(users[0].config.weights or '').name} is served as {by}."
+    return _elsewhere(name, said, tuple(entry.name for entry in users[:3]))
+
+
+def _elsewhere(name: str, said: str, names: tuple[str, ...]) -> ModelNotFound:
+    return ModelNotFound(f"The model {_short(name)!r} does not exist; {said}", field="model", hints=names)
 
 
 def _is_file_of(name: str, path: PurePath) -> bool:
     """The file's name, with or without its suffix, is `name`, or what `name` would be as a file's."""
-    wanted = (name, _file_stem(name))
+    wanted = (name, file_stem(name))
     return path.name.startswith(wanted) and any(word in wanted for word in (path.name, path.stem, weights_name(path)))
-
-
-def _file_stem(name: str) -> str:
-    return name.replace("/", "__").replace(":", "-")

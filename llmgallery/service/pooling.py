@@ -75,6 +75,11 @@ class Pooling:
         return self.entry.name
 
     @property
+    def job(self) -> str | None:
+        """The id of the install that the model comes by."""
+        return self._turn.job
+
+    @property
     def progress(self) -> Progress | None:
         """How far the model is on its way; None once it is ready."""
         return self._turn.progress

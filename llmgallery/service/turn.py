@@ -15,11 +15,21 @@ from llmgallery.service.uses import Use, check_loaded
 
 
 class Turn:
-    """`begin` once, then `end` once. `running`: open turns by model. `use`: what the model must be able to do."""
+    """`begin` once, then `end` once. `running`: open turns by model. `use`: what the model must be able to do. `job`: the id
+    of the install that the model came, or still comes, by."""
 
-    def __init__(self, entry: Entry, lease: Lease, metrics: Metrics, running: Counter[str], use: Use = "generate") -> None:
+    def __init__(
+        self,
+        entry: Entry,
+        lease: Lease,
+        metrics: Metrics,
+        running: Counter[str],
+        use: Use = "generate",
+        job: str | None = None,
+    ) -> None:
         self.entry = entry
         self.use: Use = use
+        self.job = job
         self.metrics = metrics
         self._lease = lease
         self._running = running

@@ -76,7 +76,7 @@ def test_an_unknown_model_is_one_message_with_near_names(folder):
 
 @pytest.mark.parametrize("name", ["zz", "zz/of/nobody"])
 def test_a_model_that_nobody_knows_is_told_in_terms_of_the_terminal(folder, name):
-    result = llmgallery("run", name, "Hi", cwd=folder.parent)
+    result = llmgallery("run", name, "Hi", cwd=folder.parent, LLMGALLERY_AUTO_INSTALL="off")
     assert result.returncode == 1
     assert "`llmgallery list` lists the models" in result.stderr and "/v1/" not in result.stderr
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from llmgallery.config.settings import DEFAULTS, Settings, is_loopback, load_settings, setting_rows
+from llmgallery.config.settings import DEFAULTS, GallerySetting, Settings, is_loopback, load_settings, setting_rows
 from llmgallery.core.errors import ConfigError
 
 
@@ -124,3 +124,51 @@ def test_api_key_means_the_list_not_the_file(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("api_key: secret\n")
     assert problems({}, {}, file) == (f"{file}:1:1: api_key: unknown key; did you mean api_keys?",)
+
+
+def test_galleries_of_files_variables_and_flags(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(
+        "galleries:\n- {name: ours, url: entries}\n- hub=hf://owner/repo\n- name: web\n  url: https://example.org/i.yaml\n"
+    )
+    of_file = load_settings({}, {}, file).gallery_settings()
+    assert of_file == (
+        GallerySetting("ours", str(tmp_path / "entries")),
+        GallerySetting("hub", "hf://owner/repo"),
+        GallerySetting("web", "https://example.org/i.yaml"),
+    )
+    env = {"LLMGALLERY_GALLERIES": "a=github:owner/repo/index.yaml@main, b=./here"}
+    assert [(one.name, one.url) for one in load_settings({}, env).gallery_settings()] == [
+        ("a", "github:owner/repo/index.yaml@main"),
+        ("b", "./here"),
+    ]
+    assert load_settings({"galleries": ("c=/entries",)}, env, file).gallery_settings() == (GallerySetting("c", "/entries"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("index.yaml", "'index.yaml' is no gallery; write it like name="),
+        ("a=", "'a' is no gallery"),
+        ("a b=x", "'a b=x' is no gallery"),
+        ("llmgallery=x", "two galleries llmgallery"),
+    ],
+)
+def test_galleries_that_are_none(text: str, message: str) -> None:
+    assert message in problems({"galleries": (text,)})[0]
+
+
+def test_what_requests_may_install_follows_the_address() -> None:
+    assert Settings().installable() == "hub"
+    assert Settings(host="::1").installable() == "hub"
+    assert Settings(host="0.0.0.0").installable() == "gallery"
+    assert Settings(host="0.0.0.0", auto_install="off").installable() == "off"
+    found = load_settings({"auto_install": "off", "licences": ("mit", "apache-*")}, {"LLMGALLERY_INSTALL_SIZE_LIMIT": "20GiB"})
+    assert (found.auto_install, found.licences, found.install_size_limit) == ("off", ["mit", "apache-*"], 20 << 30)
+    assert "expected one of" in problems({"auto_install": "all"})[0]
+
+
+def test_off_is_a_word_in_a_settings_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("auto_install: off\n")
+    assert load_settings({}, {}, file).auto_install == "off"

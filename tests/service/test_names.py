@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmgallery.backends.loader import specs
-from llmgallery.catalog.index import Snapshot
+from llmgallery.catalog.index import Entry, Snapshot
+from llmgallery.catalog.reference import parse_reference
 from llmgallery.catalog.registry import Registry
 from llmgallery.core.errors import InvalidField, ModelBroken, ModelNotFound
-from llmgallery.service.names import near_names, resolve
+from llmgallery.service.names import Absent, near_names, resolve
 
 GGUF = b"GGUF\x03\x00\x00\x00" + bytes(16)
 
@@ -176,3 +177,82 @@ def test_weights_that_cannot_be_served_say_why(tmp_path: Path, monkeypatch: pyte
     for name in ("trunc", "trunc.gguf"):
         assert refusal(name, names).endswith("trunc.gguf is in no format that is known here")
     assert "void.gguf is empty" in refusal("void", names)
+
+
+# --- what could be installed -------------------------------------------------------------------------------------------------
+
+
+def known(name: str) -> bool:
+    return name in ("qwen", "qwen:q8_0", "llmgallery@qwen", "acme/entry", "alpha", "broken", "off")
+
+
+@pytest.mark.parametrize(
+    ("name", "means"),
+    [
+        ("qwen", Absent("qwen")),
+        ("qwen:q8_0", Absent("qwen:q8_0")),
+        ("llmgallery@qwen", Absent("llmgallery@qwen")),
+        ("acme/entry", Absent("acme/entry")),  # a gallery goes before the Hub
+        ("owner/other", Absent("owner/other", parse_reference("owner/other"))),
+        ("hf://owner/other@main", Absent("owner/other", parse_reference("owner/other"))),
+        ("huggingface://o/r@v1/m.gguf", Absent("o/r/m.gguf@v1", parse_reference("o/r/m.gguf@v1"))),
+        ("https://huggingface.co/o/r/resolve/main/m.gguf", Absent("o/r/m.gguf", parse_reference("o/r/m.gguf"))),
+    ],
+)
+def test_what_is_absent_may_be_installed(found: Snapshot, name: str, means: Absent) -> None:
+    assert resolve(name, found, known=known) == means
+
+
+@pytest.mark.parametrize("name", ["alpha", "hf://owner/repo:Q4@v1", "huggingface://owner/repo:Q4@v1", "gpt-9"])
+def test_the_folder_goes_first_in_every_spelling(found: Snapshot, name: str) -> None:
+    assert isinstance(resolve(name, found, known=known), Entry)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("broken", ModelBroken, "tempratur"),
+        ("off", ModelNotFound, "is disabled"),
+        ("nobody", ModelNotFound, "does not exist; "),
+        ("../etc/passwd", ModelNotFound, "does not exist"),
+        ("/etc/passwd", ModelNotFound, "does not exist"),
+        ("~/model.gguf", ModelNotFound, "does not exist"),
+        ("owner/repo@", ModelNotFound, "nothing follows the @"),
+        ("owner/re..po", ModelNotFound, "is no Hub repo"),
+        ("x" * 300, ModelNotFound, "does not exist"),
+    ],
+)
+def test_what_may_not_be_installed(found: Snapshot, name: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        resolve(name, found, known=known)
+
+
+def test_a_file_of_the_name_is_not_written_over(tmp_path: Path) -> None:
+    found = snapshot(tmp_path, qwen="name: mine", o__r="name: theirs")
+    for name in ("qwen", "o/r"):
+        with pytest.raises(ModelNotFound, match="names its model"):
+            resolve(name, found, known=known)
+
+
+def test_the_default_may_be_installed_and_comes_after_what_was_asked_for(found: Snapshot) -> None:
+    assert resolve(None, found, known=known, default="qwen") == Absent("qwen")
+    assert resolve("nobody", found, known=known, default="qwen", unknown="default") == Absent("qwen")
+    assert resolve("o/r", found, known=known, default="alpha", unknown="default").name == "o/r"
+    assert resolve("nobody", found, known=known, default="alpha", unknown="default").name == "alpha"
+
+
+def test_without_galleries_nothing_is_installed(found: Snapshot) -> None:
+    for name in ("qwen", "owner/other"):
+        with pytest.raises(ModelNotFound):
+            resolve(name, found)
+
+
+@given(st.text(max_size=80))
+@settings(max_examples=200, deadline=None)
+def test_any_name_means_something_or_raises_what_a_client_is_told(name: str) -> None:
+    try:
+        meant = resolve(name, Snapshot(), known=known)
+    except (ModelNotFound, InvalidField):
+        return
+    assert isinstance(meant, Absent)
+    assert meant.reference is None or str(meant.reference) == meant.name

@@ -20,10 +20,10 @@ async def rerank(request: Request[Any, Any, Any], gallery: NamedDependency[Galle
     """Documents in the order in which they answer a query, with scores."""
     body, extra = schema.read(await respond.read_body(request.receive))
     probabilities = convert.wants_probabilities(body)
-    pooling = await gallery.pool(convert.rerank_ask(body, extra, bearer_token(request.headers)))
-    wait, applied = respond.preferred_wait(request.headers, gallery.settings.load_wait)
-    pooled = await respond.while_connected(request.receive, respond.pooled(pooling, wait))
+    patience = respond.Patience(request.headers, gallery.settings.load_wait)
+    pooling = await gallery.pool(convert.rerank_ask(body, extra, bearer_token(request.headers)), patience.left)
+    pooled = await respond.while_connected(request.receive, respond.pooled(pooling, patience.left))
     sigmoid = probabilities and not pooling.gives_probabilities
     data = convert.rerank_body(body, pooling.name, pooled, pooling.warnings, sigmoid=sigmoid)
-    headers = {**respond.warned(pooling.warnings), **applied}
+    headers = {**respond.warned(pooling.warnings), **patience.headers}
     return Response(data, headers=headers, media_type=JSON).to_asgi_response(app=None, request=request)

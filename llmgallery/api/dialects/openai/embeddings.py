@@ -80,9 +80,9 @@ def _written(vector: bytes, format: Format) -> msgspec.Raw:
 async def embeddings(request: Request[Any, Any, Any], gallery: NamedDependency[Gallery]) -> ASGIApp:
     """Vectors for one or more texts."""
     body, extra = bodies.read(await respond.read_body(request.receive), EmbeddingBody, CHOICES)
-    pooling = await gallery.pool(embedding_ask(body, extra, bearer_token(request.headers)))
-    wait, applied = respond.preferred_wait(request.headers, gallery.settings.load_wait)
-    pooled = await respond.while_connected(request.receive, respond.pooled(pooling, wait))
+    patience = respond.Patience(request.headers, gallery.settings.load_wait)
+    pooling = await gallery.pool(embedding_ask(body, extra, bearer_token(request.headers)), patience.left)
+    pooled = await respond.while_connected(request.receive, respond.pooled(pooling, patience.left))
     data = await asyncio.to_thread(embedding_body, pooling, pooled, body.encoding_format or "float")
-    headers = {**respond.warned(pooling.warnings), **applied}
+    headers = {**respond.warned(pooling.warnings), **patience.headers}
     return Response(data, headers=headers, media_type=JSON).to_asgi_response(app=None, request=request)

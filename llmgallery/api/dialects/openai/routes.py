@@ -58,14 +58,14 @@ def _includes_usage(body: schema.Generating) -> bool:
 async def _answer(
     request: AnyRequest, gallery: Gallery, ask: Ask, kind: Literal["chat", "completion"], include_usage: bool
 ) -> ASGIApp:
-    generation = await gallery.generate(ask)
+    patience = respond.Patience(request.headers, gallery.settings.load_wait)
+    generation = await gallery.generate(ask, patience.left)
     if ask.stream:
         encoder = encode.Chunks(generation, kind, include_usage)
         return respond.Streaming(generation, encoder, hold=gallery.settings.stream_hold)
-    wait, applied = respond.preferred_wait(request.headers, gallery.settings.load_wait)
     to_body = encode.chat_body if kind == "chat" else encode.completion_body
-    data = await respond.while_connected(request.receive, _whole(generation, wait, to_body))
-    headers = {**respond.warned(generation.warnings), **applied}
+    data = await respond.while_connected(request.receive, _whole(generation, patience.left, to_body))
+    headers = {**respond.warned(generation.warnings), **patience.headers}
     return Response(data, headers=headers, media_type=JSON).to_asgi_response(app=None, request=request)
 
 

@@ -1,0 +1,72 @@
+"""What a request may bring along with the name of a model: files, and keys of its YAML. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from llmgallery.catalog.gallery.compose import compose
+from llmgallery.catalog.gallery.entry import Composed, GalleryEntry
+from llmgallery.catalog.gallery.sources import WebPlace, check_reach
+from llmgallery.catalog.install.entry_files import references
+from llmgallery.config.settings import Settings
+from llmgallery.core.errors import ConfigError, InvalidField, NotAllowed
+
+OPERATORS = ("trust_remote_code", "chat_template_file", "prompt_cache_path")
+"""Keys by which a YAML runs code that comes with the weights, or reads and writes files of this machine."""
+
+_ANYWHERE = WebPlace("https://example.com/")
+
+
+def unread_keys(overrides: Mapping[str, Any]) -> tuple[str, ...]:
+    """What of a request's keys a model file has no place for, or has elsewhere; one sentence each."""
+    composed = _composed(overrides)
+    return (*composed.warnings, *composed.lifted)
+
+
+def check_brought(settings: Settings, name: str, overrides: Mapping[str, Any], files: Sequence[Mapping[str, str]]) -> None:
+    """Raises InvalidField for what is the operator's to write, for files of this machine and addresses inside its network; and
+    NotAllowed where requests install only what a gallery has, for files of the request's own."""
+    composed = _composed(overrides)
+    for key in _keys(composed.config):
+        if key.rpartition(".")[2] in OPERATORS:
+            message = f"overrides.{key}: requests cannot set it; write it into the model's YAML once it is installed"
+            raise InvalidField(message, field=f"overrides.{key}")
+    named = {f"overrides.{key}": value for key, value in references(composed.config).items()}
+    named |= {f"overrides.download_files[{index}].uri": file.uri for index, file in enumerate(composed.files)}
+    named |= {f"files[{index}].uri": file["uri"] for index, file in enumerate(files)}
+    for field, uri in named.items():
+        _check_address(field, uri)
+    if named and settings.installable() != "hub":
+        field = next(iter(named))
+        raise NotAllowed(
+            f"requests may not install the model {name!r} with files of their own ({field}): the setting is auto_install: "
+            f"{settings.installable()}; `auto_install: hub` would allow it",
+            field="model",
+            hints=("auto_install: hub",),
+        )
+
+
+def _check_address(field: str, uri: str) -> None:
+    lower = uri.strip().lower()
+    if lower.startswith("file:"):
+        raise InvalidField(f"{field}: requests cannot name files of the server's machine: {uri!r}", field=field)
+    if lower.startswith(("http://", "https://")):
+        try:
+            check_reach(_ANYWHERE, WebPlace(uri.strip()))
+        except (ConfigError, ValueError) as error:
+            raise InvalidField(
+                f"{field}: requests cannot name addresses inside the server's network: {error}", field=field
+            ) from error
+
+
+def _composed(overrides: Mapping[str, Any]) -> Composed:
+    return compose(GalleryEntry(name="request", gallery="request"), None, overrides)
+
+
+def _keys(values: Mapping[str, Any], level: str = "") -> Iterator[str]:
+    """Dotted, of every level."""
+    for key, value in values.items():
+        yield f"{level}{key}"
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{level}{key}.")

@@ -1,0 +1,155 @@
+"""What may be installed on request, by the settings: through HTTP, with the real planner, against a hub on loopback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from installing_home import BIG, REPO, SMALL, Home
+from live_server import LiveServer, error_of, user
+from loopback_hub import LoopbackHub
+
+ANSWER = "The capital of France is Paris."
+
+
+@pytest.fixture
+def home(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    found = Home(hub, tmp_path)
+    for name, value in found.environment.items():
+        monkeypatch.setenv(name, value)
+    return found
+
+
+def serving(home: Home, **settings: Any) -> LiveServer:
+    return LiveServer(home.models, **{"auto_install": None, "galleries": [f"mine={home.gallery}"], **settings})
+
+
+def post(server: LiveServer, model: str | None, **more: Any) -> httpx.Response:
+    body = {"model": model, "messages": user("What is the capital of France?"), "temperature": 0, **more}
+    return httpx.post(f"{server.url}/v1/chat/completions", json=body, headers=more.pop("headers", None), timeout=60)
+
+
+def answer(reply: httpx.Response) -> str:
+    assert reply.status_code == 200, reply.text
+    content: str = reply.json()["choices"][0]["message"]["content"]
+    return content
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked", "status", "hint"),
+    [
+        ({"auto_install": "off"}, "tiny", 404, "auto_install: gallery"),
+        ({"auto_install": "off"}, f"{REPO}:Q8_0", 404, "auto_install: hub"),
+        ({"auto_install": "gallery"}, f"{REPO}:Q8_0", 404, "auto_install: hub"),
+        ({"hub_owners": ["Qwen", "bart*"]}, f"{REPO}:Q8_0", 403, "hub_owners: [Qwen, bart*, tiny]"),
+        ({"hub_owners": ["Qwen"]}, "tiny", 403, "hub_owners: [Qwen, tiny]"),
+        ({"licences": ["apache-2.0"]}, "tiny", 403, "licences: [apache-2.0, mit]"),
+        ({"licences": ["apache-2.0"]}, f"{REPO}:Q8_0", 403, "licences: [apache-2.0, mit]"),
+        ({"install_size_limit": 1 << 20}, "tiny", 403, "install_size_limit: 1GiB"),
+    ],
+)
+def test_a_refusal_names_the_setting(home: Home, settings: dict[str, Any], asked: str, status: int, hint: str) -> None:
+    with serving(home, **settings) as server:
+        reply = post(server, asked)
+        assert reply.status_code == status, reply.text
+        error = error_of(reply)
+        assert hint in error["hints"] and hint in error["message"]
+        assert error["param"] == "model"
+    assert not home.downloads(BIG) + home.downloads(SMALL)
+    if "auto_install" in settings or (asked != "tiny" and "hub_owners" in settings):
+        assert not home.hub.requests  # it is refused before anybody is asked
+    assert not list(home.models.glob("*.yaml"))
+
+
+def test_what_the_settings_allow_any_valid_key_may_install(home: Home) -> None:
+    with serving(home, api_keys=["right"], auto_install="gallery") as server, server.http() as client:
+        body = {"model": "tiny", "messages": user("What is the capital of France?"), "temperature": 0}
+        right = {"Authorization": "Bearer right"}
+        assert client.post("/v1/chat/completions", json=body).status_code == 401
+        assert client.post("/v1/chat/completions", json={**body, "model": f"{REPO}:Q8_0"}, headers=right).status_code == 404
+        assert not home.hub.requests
+        assert answer(client.post("/v1/chat/completions", json=body, headers=right)) == ANSWER
+
+
+@pytest.mark.parametrize("asked", ["tiny", "tiny:q4_k_m", f"{REPO}:Q8_0", REPO])
+def test_what_is_too_large_for_the_machine_is_refused_before_its_first_byte(home: Home, asked: str) -> None:
+    with serving(home, memory_budget=3 << 20) as server:
+        reply = post(server, asked)
+        assert (reply.status_code, error_of(reply)["code"]) == (503, "load_error"), reply.text
+        assert reply.headers["x-should-retry"] == "false"
+    assert not home.downloads(BIG) + home.downloads(SMALL)
+
+
+def test_what_would_fit_is_named(home: Home, tmp_path: Path) -> None:
+    """A large file by its header alone: the hub has zeros for its tensors."""
+    large = tmp_path / "large.gguf"
+    with large.open("wb") as file:
+        file.write(home.data)
+        file.truncate(64 << 20)
+    home.hub.add("tiny/two-GGUF", "two-Q8_0.gguf", large)
+    home.hub.add("tiny/two-GGUF", "two-Q4_K_M.gguf", home.data)
+    with serving(home, memory_budget=48 << 20) as server:
+        reply = post(server, "tiny/two-GGUF:Q8_0")
+        assert reply.status_code == 503, reply.text
+        assert "tiny/two-GGUF:Q4_K_M would fit" in error_of(reply)["message"]
+        assert "0.05 GiB can be had" in error_of(reply)["message"]
+        assert answer(post(server, "tiny/two-GGUF")) == ANSWER  # left to us, it is the one that fits
+    assert home.downloads("two-Q8_0.gguf") == []
+
+
+def test_reading_never_installs(home: Home) -> None:
+    with serving(home) as server, server.http() as client:
+        for name in ("tiny", f"{REPO}:Q8_0"):
+            assert client.get(f"/v1/models/{name}").status_code == 404
+            assert client.head(f"/v1/models/{name}").status_code == 404
+        assert client.get("/models/jobs").json() == {}
+    assert not home.hub.requests
+
+
+def test_the_default_model_is_installed_for_who_names_none(home: Home) -> None:
+    with serving(home, default_model="tiny", unknown_model="default", auto_install="gallery") as server:
+        assert answer(post(server, None)) == ANSWER
+        # what may not be installed is unknown, and unknown names get the default
+        assert post(server, f"{REPO}:Q8_0").json()["model"] == "tiny"
+
+
+def test_embeddings_and_scores_install_too(home: Home) -> None:
+    with serving(home) as server, server.http() as client:
+        for route, body in (("embeddings", {"input": "x"}), ("rerank", {"query": "x", "documents": ["y"]})):
+            reply = client.post(f"/v1/{route}", json={"model": "tiny", **body})
+            assert reply.status_code == 400, reply.text  # it is made for text, which its header tells once it is here
+            assert error_of(reply)["code"] == "unsupported_parameter"
+    assert len(home.downloads(BIG)) == 1
+
+
+def test_a_model_of_the_users_is_never_written_over(home: Home) -> None:
+    (home.models / "tiny.yaml").write_text("name: mine\nbackend: echo\n")
+    with serving(home) as server:
+        reply = post(server, "tiny")
+        assert reply.status_code == 404
+        assert "names its model 'mine'" in error_of(reply)["message"]
+    assert (home.models / "tiny.yaml").read_text() == "name: mine\nbackend: echo\n"
+
+
+def test_an_entry_is_no_cover_for_other_files(home: Home) -> None:
+    """Through the jobs' route: what is laid over a gallery's entry must not bring what auto_install keeps out."""
+    with serving(home, auto_install="gallery") as server, server.http() as client:
+        for more in ({"overrides": {"parameters": {"model": f"{REPO}/{SMALL}"}}}, {"files": [{"uri": f"hf://{REPO}/{SMALL}"}]}):
+            reply = client.post("/models/apply", json={"id": "tiny", **more})
+            assert (reply.status_code, error_of(reply)["hints"]) == (403, ["auto_install: hub"]), reply.text
+        assert not home.hub.requests
+        assert client.post("/models/apply", json={"id": "tiny", "overrides": {"context_size": 512}}).status_code == 200
+        server.until(lambda: (home.models / "tiny.yaml").exists())
+    assert "context_size: 512" in (home.models / "tiny.yaml").read_text()
+
+
+def test_a_name_that_is_nearly_an_entrys_brings_the_entry(home: Home) -> None:
+    with serving(home) as server:
+        error = error_of(post(server, "tiny-q4-k-m"))
+        assert error["hints"] and error["hints"][0] == "tiny-q4_k_m"
+        assert "The galleries have 'tiny-q4_k_m'" in error["message"]
+    assert not home.hub.requests
+    with serving(home, auto_install="off") as server:
+        assert "hints" not in error_of(post(server, "tiny-q4-k-m"))

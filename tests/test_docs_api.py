@@ -1,4 +1,4 @@
-"""What docs/api.md shows does work: its models load, its curl commands and its script answer."""
+"""What docs/api.md shows does work: its models load, its curl commands and its script answer, models are installed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from pathlib import Path
 
 import pytest
 from live_server import LiveServer
+from loopback_hub import LoopbackHub
 
+from llmgallery import paths
 from llmgallery.backends.loader import specs
 from llmgallery.cli.stack import outside
 from llmgallery.config.load import load_model
 
 TEXT = (Path(__file__).parent.parent / "docs" / "api.md").read_text(encoding="utf-8")
 BASE = "http://127.0.0.1:8080"
+WEIGHTS = paths.builtin("models") / "pocket-f16.gguf"
 
 
 def fenced(language: str) -> list[str]:
@@ -57,7 +60,7 @@ def test_the_models_are_read_without_a_warning(tmp_path: Path) -> None:
 
 
 def test_the_curl_commands_answer(server: LiveServer) -> None:
-    embeddings, rerank = fenced("sh")
+    embeddings, rerank, *_ = fenced("sh")
     vectors = curl(embeddings, server)
     assert vectors["model"] == "embedder" and len(vectors["data"]) == 2  # type: ignore[arg-type]
     ranked = curl(rerank, server)
@@ -74,11 +77,44 @@ def test_the_python_script_answers(server: LiveServer, tmp_path: Path) -> None:
     assert re.fullmatch(r"2 64 \d+\n", shown.stdout), shown.stderr
 
 
+def test_a_model_is_installed_and_removed_as_shown(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add("lmstudio-community/SmolLM2-135M-Instruct-GGUF", "SmolLM2-135M-Instruct-Q8_0.gguf", WEIGHTS.read_bytes())
+    for name, value in (("HF_ENDPOINT", hub.url), ("HF_HOME", str(tmp_path)), ("LLMGALLERY_DATA_DIR", str(tmp_path))):
+        monkeypatch.setenv(name, value)
+    apply, jobs, events, available, delete = fenced("sh")[2:]
+    (tmp_path / "models").mkdir()
+    with LiveServer(tmp_path / "models", auto_install="hub") as server:
+        id = curl(apply, server)["uuid"]
+        assert id in curl(jobs, server)
+        *_, last = told(events.replace("UUID", str(id)), server)
+        assert last["message"] == "completed", last
+        assert last["name"] in curl(f"curl {BASE}/v1/models", server)["data"][0]["id"]  # type: ignore[index]
+        assert all("smollm2" in str(entry).lower() for entry in curl(available, server))
+        *_, last = told(events.replace("UUID", str(curl(delete, server)["uuid"])), server)
+        assert (last["message"], last["deletion"]) == ("completed", True)
+
+
+def told(command: str, server: LiveServer) -> list[dict[str, object]]:
+    words = shlex.split(command.replace(BASE, server.url))
+    shown = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+    return [json.loads(line.removeprefix("data: ")) for line in shown.splitlines() if line.startswith("data: ")]
+
+
+def test_every_field_of_installs_is_explained() -> None:
+    from llmgallery.api.dialects.localai.convert import JobBody
+    from llmgallery.api.dialects.localai.schema import ApplyBody
+
+    _, apply, rest = re.split("## POST /models/apply|## Jobs", TEXT)
+    for text, body in ((apply, ApplyBody), (rest, JobBody)):
+        for field in body.__struct_fields__:
+            assert f"`{field}`" in text, field
+
+
 def test_every_field_of_the_doors_is_explained() -> None:
     from llmgallery.api.dialects.jina.schema import RerankBody
     from llmgallery.api.dialects.openai.embeddings import EmbeddingBody
 
-    doors = TEXT.split("## POST /v1/rerank")
+    doors = TEXT.partition("# Installing models")[0].split("## POST /v1/rerank")
     for door, body in zip(doors, (EmbeddingBody, RerankBody), strict=True):
         for field in set(body.__struct_fields__) - {"user", "model"}:
             assert f"`{field}`" in door, field

@@ -9,12 +9,14 @@ from contextlib import asynccontextmanager
 
 from litestar import Litestar
 from litestar.config.cors import CORSConfig
+from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.middleware import DefineMiddleware
 
 from llmgallery.api import errors, health
 from llmgallery.api.auth import Guard, Preflights
 from llmgallery.api.dialects.jina.routes import rerank
+from llmgallery.api.dialects.localai.routes import router as localai_router
 from llmgallery.api.dialects.openai.embeddings import embeddings
 from llmgallery.api.dialects.openai.routes import router as openai_router
 from llmgallery.api.respond import BODY_BYTES, Bodiless
@@ -29,7 +31,8 @@ LOOPBACK_PAGES = r"https?://(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?"
 
 def create_app(gallery: Gallery, settings: Settings, *, watcher: Watcher | None = None) -> Litestar:
     """An ASGI application, for uvicorn or to be mounted elsewhere. Its lifespan starts and stops `gallery`, and runs
-    `watcher` (given an event that is set when it must return) between the two."""
+    `watcher` (given an event that is set when it must return) between the two. Who stops the server sets `state.leaving`, an
+    event: streams that have no end of their own then end."""
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
@@ -45,12 +48,13 @@ def create_app(gallery: Gallery, settings: Settings, *, watcher: Watcher | None 
 
     cors = _cors(settings)
     app = Litestar(
-        route_handlers=[openai_router, embeddings, rerank, health.healthz, health.readyz, health.metrics],
+        route_handlers=[openai_router, embeddings, rerank, localai_router, health.healthz, health.readyz, health.metrics],
         dependencies={"gallery": Provide(lambda: gallery, sync_to_thread=False)},
         exception_handlers={Exception: errors.handle},
         middleware=[DefineMiddleware(health.Measure, metrics=gallery.metrics), DefineMiddleware(Guard, settings=settings)],
         cors_config=cors,
         lifespan=[lifespan],
+        state=State({"leaving": asyncio.Event()}),
         openapi_config=None,
         logging_config=None,
         request_max_body_size=BODY_BYTES,

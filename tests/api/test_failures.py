@@ -19,6 +19,7 @@ STATUS = {
     "ContextExceeded": 400,
     "TemplateError": 400,
     "ModelNotFound": 404,
+    "NotAllowed": 403,
     "ModelBroken": 503,
     "ConfigError": 503,
     "HubNotFound": 404,
@@ -36,7 +37,7 @@ STATUS = {
 }
 PARAMS = {
     **dict.fromkeys(("InvalidField", "UnsupportedField", "ContextExceeded", "TemplateError"), "a.b"),
-    **dict.fromkeys(("ModelNotFound", "HubNotFound", "HubGated"), "model"),
+    **dict.fromkeys(("ModelNotFound", "NotAllowed", "HubNotFound", "HubGated"), "model"),
 }
 """Only requests' fields are named to clients: the others' `field` is a key of a file that they cannot see."""
 

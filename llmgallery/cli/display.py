@@ -39,7 +39,7 @@ class Display:
         self.show(None)
 
     def show(self, progress: Progress | None) -> None:
-        if progress is not None and not self._has_bars():
+        if progress is not None and not has_bars(self._stream):
             if progress.phase != "queued":
                 self._say(progress)
             return
@@ -53,9 +53,6 @@ class Display:
                 self._draw_in(left, progress)
             else:
                 self._draw(progress)
-
-    def _has_bars(self) -> bool:
-        return self._stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
     def _draw_in(self, seconds: float, progress: Progress) -> None:
         """Unless something else is shown before: a model that is ready is queued for a moment too."""
@@ -106,6 +103,11 @@ class Display:
         if self._bars is not None:
             self._bars.stop()
             self._bars = self._task = None
+
+
+def has_bars(stream: TextIO) -> bool:
+    """Somebody watches, at a terminal that can move its cursor."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
 def counted(count: int, noun: str) -> str:

@@ -12,20 +12,24 @@ from llmgallery.backends.loader import specs
 from llmgallery.catalog.formats import detect
 from llmgallery.catalog.registry import WEIGHTS_SUFFIXES, YAML_SUFFIXES, Entry, Registry, Snapshot
 from llmgallery.cli.commands import server
+from llmgallery.cli.installs import state_of
+from llmgallery.cli.library import AtServer, noted_jobs
 from llmgallery.cli.stack import files_here, folder_registry, loader, models_dir, outside
 from llmgallery.config.load import load_model
 from llmgallery.config.problems import Problem
 from llmgallery.config.settings import Settings
 from llmgallery.core.errors import BadWeights, LoadError
+from llmgallery.core.installs import Install
 
 Row = tuple[str, ...]
 WORDS = {"ready": "loaded", "unloaded": "installed"}
 
 
 def rows(settings: Settings) -> list[Row]:
-    """(name, state, backend, weights) of each model; for a broken one the first problem stands for its weights."""
+    """(name, state, backend, weights) of each model; for a broken one the first problem stands for its weights, for one that
+    is being installed what it comes from."""
     snapshot = folder_registry(settings).read()
-    states = asyncio.run(server_states(settings))
+    states, jobs = asyncio.run(server_states(settings))
     listed = [_row(entry, *_state(entry, states.get(entry.name))) for entry in snapshot.entries.values()]
     listed += [_row(entry, "disabled", entry.backend) for entry in snapshot.disabled.values()]
     for broken in snapshot.broken.values():
@@ -33,7 +37,9 @@ def rows(settings: Settings) -> list[Row]:
         listed.append((broken.name, "broken", "", f"{broken.problems[0]}{more}"))
     known = {row[0] for row in listed}
     listed += [(name, WORDS.get(state, state), "", "at the server") for name, state in states.items() if name not in known]
-    return sorted(listed)
+    installing = {job.name or job.asked: job for job in jobs if not job.is_over}
+    listed = [row for row in listed if row[0] not in installing]
+    return sorted(listed + [(name, state_of(job), "", job.source or "") for name, job in installing.items()])
 
 
 def _row(entry: Entry, state: str, backend: str | None) -> Row:
@@ -59,17 +65,18 @@ def _files(entry: Entry) -> list[Path] | None:
     return files_here(entry) if needs else []
 
 
-async def server_states(settings: Settings) -> dict[str, str]:
-    """State by model at LLMGALLERY_URL, of all that it serves; empty without a server. Raises GalleryError when it refuses."""
+async def server_states(settings: Settings) -> tuple[dict[str, str], list[Install]]:
+    """State by model at LLMGALLERY_URL, of all that it serves, and its installs; without a server no states, and the installs
+    that are noted here. Raises GalleryError when it refuses."""
     remote = server(settings)
     if remote is None:
-        return {}
+        return {}, noted_jobs()
     async with remote:
         if not await remote.answers():
             click.echo(f"no server answers at {remote.url} (LLMGALLERY_URL): this is what lies on disk", err=True)
-            return {}
+            return {}, noted_jobs()
         served = {model["id"]: "unloaded" for model in (await remote.get("/v1/models"))["data"]}
-        return served | await remote.states()
+        return served | await remote.states(), await AtServer(remote).jobs()
 
 
 @dataclass(frozen=True)

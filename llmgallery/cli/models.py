@@ -16,7 +16,7 @@ from llmgallery.cli.group import models_dir_option, settings_of
 @click.command("list")
 @models_dir_option
 def list_models(config: Path | None, models_dir: str | None) -> None:
-    """List models: installed, loaded, broken.
+    """List models: installed, loaded, broken, being installed.
 
     What is loaded is known to the server at LLMGALLERY_URL.
     """

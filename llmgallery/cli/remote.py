@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -17,7 +17,7 @@ from llmgallery.core.events import Done, Progress, TextDelta, Usage
 from llmgallery.core.requests import ChatRequest
 
 PROBE_SECONDS = 2.0
-PERCENT = re.compile(r"(queued|downloading|loading)(?:\D*(\d+(?:\.\d+)?) ?%)?")
+PERCENT = re.compile(r"(queued|planning|downloading|loading)(?:\D*(\d+(?:\.\d+)?) ?%)?")
 
 
 class Remote:
@@ -54,6 +54,25 @@ class Remote:
                 raise _failure(response)
             return response.json()
 
+    async def post(self, path: str, body: Any = None) -> Any:
+        """The JSON body of the answer to a POST. Raises GalleryError."""
+        with self._mapped():
+            response = await self._client.post(path, json=body)
+            if not response.is_success:
+                raise _failure(response)
+            return response.json()
+
+    async def events(self, path: str) -> AsyncGenerator[Any, None]:
+        """The data of each server-sent event of a GET, until the server ends it. Raises GalleryError."""
+        with self._mapped():
+            async with self._client.stream("GET", path) as response:
+                if not response.is_success:
+                    await response.aread()
+                    raise _failure(response)
+                async for line in response.aiter_lines():
+                    if line.startswith("data:"):
+                        yield msgspec.json.decode(line.removeprefix("data:").strip())
+
     async def states(self) -> dict[str, str]:
         """State by model, of those that the server has loaded once: what its /metrics say. Raises GalleryError."""
         from prometheus_client.parser import text_string_to_metric_families
@@ -67,8 +86,20 @@ class Remote:
         return {sample.labels["model"]: sample.labels["state"] for sample in samples if sample.value}
 
     async def check(self, model: str) -> None:
-        """Before the first question: that `model` can be asked. Raises GalleryError."""
-        await self.get(f"/v1/models/{quote(model)}")
+        """Before the first question: that `model` can be asked, or would be installed. Raises GalleryError."""
+        try:
+            await self.get(f"/v1/models/{quote(model)}")
+        except ModelNotFound:
+            if "/" not in model and not await self._offers(model.rpartition("@")[2].partition(":")[0]):
+                raise  # else the first question tells whether it may be had
+
+    async def _offers(self, name: str) -> bool:
+        """A gallery has an entry of this name."""
+        try:
+            offers = await self.get(f"/models/available?term={quote(name)}")
+        except GalleryError:
+            return False  # a server without galleries
+        return any(name.lower() in (offer["name"].lower(), *map(str.lower, offer["aliases"])) for offer in offers)
 
     async def ask(self, model: str, request: ChatRequest) -> AsyncIterator[Progress | TextDelta | Done | None]:
         """The answer as it comes. First progress while the model is on its way, and None when it is there; Done last. Raises
@@ -122,7 +153,7 @@ def _origin(url: httpx.URL) -> str:
 
 def _error(body: Any) -> GalleryError:
     kind = ModelNotFound if body.get("code") == "model_not_found" else GalleryError
-    return kind(str(body["message"]))
+    return kind(str(body["message"]), hints=tuple(map(str, body.get("hints") or ())))
 
 
 async def read_events(lines: AsyncIterator[str]) -> AsyncIterator[Progress | TextDelta | Done | None]:
@@ -156,8 +187,8 @@ async def read_events(lines: AsyncIterator[str]) -> AsyncIterator[Progress | Tex
 def _progress(found: re.Match[str]) -> Progress:
     fraction = float(found[2]) / 100 if found[2] else None
     match found[1]:
-        case "queued":
-            return Progress("queued")
+        case "queued" | "planning" as phase:
+            return Progress(phase)
         case "downloading":
             return Progress("downloading", fraction)
         case _:

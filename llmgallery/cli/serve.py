@@ -72,6 +72,7 @@ class Server(uvicorn.Server):
         self._drain = min(settings.drain, 24 * 3600)
         cut = int(self._drain + CUT_SECONDS)
         super().__init__(uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=cut, server_header=False))
+        self._app = app
         self._stack = stack
         self._drained = asyncio.Event()
 
@@ -96,6 +97,7 @@ class Server(uvicorn.Server):
         if not self.should_exit:
             log.info("stopping; running answers get %g s, or until the next signal", self._stack.settings.drain)
             self.should_exit = True
+            self._app.state.leaving.set()
         elif not self._drained.is_set():
             self._drained.set()
         else:

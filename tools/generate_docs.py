@@ -22,6 +22,8 @@ from llmgallery import cli
 from llmgallery.api.app import create_app
 from llmgallery.api.dialects.openai import convert, schema
 from llmgallery.backends.loader import specs
+from llmgallery.catalog.gallery.entry import EntryFile, GalleryEntry
+from llmgallery.catalog.gallery.read import read_index
 from llmgallery.cli import stack
 from llmgallery.config import checks
 from llmgallery.config.model import LOAD_KEYS, LOAD_PARAMETERS, ModelConfig, OnUnsupported, Section
@@ -31,7 +33,7 @@ from llmgallery.service.demands import settle
 from llmgallery.templates import presets
 
 ROOT = Path(__file__).parent.parent
-FILES = ("README.md", "docs/models.md", "docs/settings.md", "docs/cli.md")
+FILES = ("README.md", "docs/models.md", "docs/settings.md", "docs/cli.md", "docs/gallery.md", "docs/gallery-format.md")
 PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 GO_KEYS = {"template.engine"}
@@ -236,7 +238,68 @@ def argument(option: click.Option) -> str:
     return "" if option.is_flag else " …"
 
 
+# --- the gallery -------------------------------------------------------------------------------------------------------------
+
+
+def gallery_files() -> Iterator[tuple[str, list[GalleryEntry]]]:
+    """(what a file of the gallery is about, its entries), in the order of the files' names."""
+    for path in sorted((ROOT / "gallery").glob("*.yaml")):
+        data = path.read_bytes()
+        title = data.decode("utf-8").partition("\n")[0].removeprefix("# ").partition(". ")[0]
+        yield title, list(read_index(data, path.name, "llmgallery").entries.values())
+
+
+def gallery_families() -> str:
+    rows = []
+    for title, entries in gallery_files():
+        names = [entry.name for entry in entries if ":" not in entry.name]
+        rows.append((title, str(len(names)), aliases(names[:3]) + (", ..." if len(names) > 3 else "")))
+    return table(("", "models", "such as"), rows)
+
+
+def gallery_models() -> str:
+    """A table for each file; quantisations stand with their model."""
+    parts = []
+    for title, entries in gallery_files():
+        rows = [
+            (f"`{entry.name}`", entry.description, entry.licence or "", aliases(quants(entry)), "yes" if checked(entry) else "")
+            for entry in entries
+            if ":" not in entry.name
+        ]
+        parts.append(f"## {title}\n\n" + table(("name", "what it is", "licence", "also as", "sha256"), rows))
+    return "\n".join(parts)
+
+
+def quants(entry: GalleryEntry) -> list[str]:
+    """What may follow the name."""
+    return [variant.removeprefix(entry.name) for variant in entry.variants]
+
+
+def checked(entry: GalleryEntry) -> bool:
+    return bool(entry.files) and all(file.sha256 for file in entry.files)
+
+
+# --- entries of a gallery ----------------------------------------------------------------------------------------------------
+
+ENTRY_WORDS = {"size": "size", "variants": "list", "files": "list"}
+OURS = {"revision", "aliases", "config"}
+
+
+def entry_keys(cls: type[msgspec.Struct] = GalleryEntry) -> str:
+    """The keys that say what they mean; the rest of the struct is not the file's."""
+    rows = []
+    for field in msgspec.structs.fields(cls):
+        if text := meaning(field.type):
+            is_theirs = field.name not in (OURS if cls is GalleryEntry else {"size"})
+            listed = "list of texts" if get_origin(bare(field.type)) is tuple else words(field.type)
+            key = "license" if field.name == "licence" else field.name
+            rows.append((f"`{key}`", ENTRY_WORDS.get(key, listed), text, "yes" if is_theirs else ""))
+    return table(("key", "value", "meaning", "LocalAI's too"), rows)
+
+
 PARTS: dict[str, Callable[[], str]] = {
+    "entry-keys": entry_keys,
+    "entry-file-keys": lambda: entry_keys(EntryFile),
     "backends": backends,
     "endpoints": endpoints,
     "features": features,
@@ -246,6 +309,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "options": options,
     "settings": settings,
     "help": command_help,
+    "gallery-families": gallery_families,
+    "gallery-models": gallery_models,
 }
 
 

@@ -167,6 +167,7 @@ class Download:
             before = partial.size
             try:
                 await self._attempt(partial)
+                await self._refuse_more(partial)
                 if partial.total is not None and partial.size >= partial.total:
                     return
                 raise Again(HubUnavailable(f"{self._remote.host} ended {self._name} too early"))
@@ -199,8 +200,24 @@ class Download:
     def _open(self, partial: Partial) -> AbstractAsyncContextManager[Answer]:
         return self._remote.open(partial.size, partial.validator)
 
+    def _is_too_much(self, size: int | None) -> bool:
+        most = self._remote.expected.most
+        return most is not None and size is not None and size > most
+
+    async def _refuse_more(self, partial: Partial) -> None:
+        if self._is_too_much(partial.size):
+            await self._in_thread(partial.discard)
+            raise self._too_much(f"more than {partial.size - 1:,}")
+
+    def _too_much(self, size: str) -> HubCorrupt:
+        expected = self._remote.expected
+        what = f"is of {size} bytes, and at most {expected.most:,} were expected"
+        return HubCorrupt(f"{expected.source} {what}: it is another file")
+
     def _check_total(self, total: int | None) -> None:
         expected = self._remote.expected
+        if self._is_too_much(total):
+            raise self._too_much(f"{total:,}")
         if None not in (total, expected.size) and total != expected.size:
             raise HubCorrupt(f"{expected.source} is of {total:,} bytes, and {expected.size:,} were expected: it is another file")
 
@@ -210,7 +227,7 @@ class Download:
             async for piece in pieces:
                 feed.put(piece)
                 await feed.drain(_MOST_PENDING)
-                if partial.total is not None and partial.size > partial.total:
+                if self._is_too_much(partial.size) or (partial.total is not None and partial.size > partial.total):
                     return
                 if partial.size >= self._checked + CHECK_EVERY:
                     await self._check_space(partial)

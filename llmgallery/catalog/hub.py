@@ -128,11 +128,12 @@ class Hub:
         """`count` bytes of a file from `start`, fewer only at its end. Nothing is cached. Raises HubError."""
         return await read_part(self._client, meta, start, count)
 
-    async def size_of(self, address: str) -> int | None:
-        """How many bytes lie at an http(s) address outside the Hub; None = its host does not say. Raises HubError."""
+    async def size_of(self, address: str, inside: bool = False) -> int | None:
+        """How many bytes lie at an http(s) address outside the Hub; None = its host does not say. `inside`: as of Expected.
+        Raises HubError, ConfigError."""
         if self.settings.offline:
             raise HubOffline(f"HF_HUB_OFFLINE forbids to ask {address}: unset it")
-        return await self._client.size_of(address)
+        return await self._client.size_of(address, inside)
 
     def free_bytes(self, folder: Path) -> int:
         """What may be written there. Blocks."""

@@ -19,6 +19,7 @@ import msgspec
 from llmgallery import __version__
 from llmgallery.catalog.hub_repo import Repo, read_repo
 from llmgallery.catalog.hub_settings import HubSettings
+from llmgallery.catalog.reach import check_redirect, is_inside, outside_only
 from llmgallery.catalog.reference import check_file
 from llmgallery.core.errors import ConfigError, HubError, HubGated, HubNotFound, HubUnavailable
 
@@ -112,7 +113,10 @@ class HubClient:
             if error.field == "file":
                 raise await self._with_near_names(error, repo, revision, file) from error
             raise
-        return _read_metadata(response, repo, file)
+        meta = _read_metadata(response, repo, file)
+        if _COMMIT.fullmatch(revision) and meta.commit != revision:
+            raise HubUnavailable(f"{url} answered commit {meta.commit}, and another was asked for: is HF_ENDPOINT a Hub?")
+        return meta
 
     async def list_files(self, repo: str, revision: str, attempts: int | None = None) -> tuple[str, list[str]]:
         """The commit that `revision` is, and the paths of its files."""
@@ -120,7 +124,7 @@ class HubClient:
         response = await self.retrying(lambda: self._ask("GET", url, Wanted(repo, revision)), attempts)
         try:
             listing = msgspec.json.decode(response.content, type=Listing)
-        except msgspec.DecodeError as exc:
+        except (ValueError, RecursionError) as exc:  # not UTF-8, no JSON, nested without end
             raise HubUnavailable(f"{url} answered no listing of a repo ({exc}): is HF_ENDPOINT a Hub?") from exc
         if not _COMMIT.fullmatch(listing.sha):
             raise HubUnavailable(f"{url} names no commit: is HF_ENDPOINT a Hub?")
@@ -132,15 +136,15 @@ class HubClient:
         response = await self.retrying(lambda: self._ask("GET", url, Wanted(repo, revision)))
         try:
             return read_repo(repo, response.content)
-        except (msgspec.DecodeError, ValueError) as exc:
+        except (ValueError, RecursionError) as exc:
             raise HubUnavailable(f"{url} answered no listing of a repo ({exc}): is HF_ENDPOINT a Hub?") from exc
 
-    async def size_of(self, address: str) -> int | None:
-        """How many bytes lie at an address outside the Hub, by HEAD; None = it does not say. Raises HubNotFound for what is
-        not there, HubUnavailable for a host that cannot be reached."""
+    async def size_of(self, address: str, inside: bool = False) -> int | None:
+        """How many bytes lie at an address outside the Hub, by HEAD; None = it does not say. `inside`: as of Expected. Raises
+        HubNotFound for what is not there, HubUnavailable for a host that cannot be reached."""
         url = httpx.URL(address)
         for _ in range(_MAX_REDIRECTS):
-            request = self._http.build_request("HEAD", url, headers=await self._auth(url), timeout=self.settings.connect)
+            request = await self._elsewhere("HEAD", url, {}, inside)
             try:
                 response = await self._send(request)
             except Again as again:
@@ -148,9 +152,7 @@ class HubClient:
             await response.aclose()
             if not response.has_redirect_location:
                 break
-            url = _target(response)
-            if not _is_safe(url):
-                raise HubUnavailable(f"{address} leads to {url}, which is not encrypted: write another address")
+            url = _led(address, url, _target(response))
         else:
             raise HubUnavailable(f"{address} redirects without end")
         if response.status_code in (404, 410):
@@ -176,21 +178,21 @@ class HubClient:
         raise HubUnavailable(f"{meta.location} redirects without end")
 
     @asynccontextmanager
-    async def open_address(self, address: str, headers: dict[str, str]) -> AsyncIterator[httpx.Response]:
-        """GET any https address, or http on this machine, with these headers; 200, 206 or 416 come back. Raises Again,
-        HubNotFound, HubUnavailable."""
+    async def open_address(self, address: str, headers: dict[str, str], inside: bool = False) -> AsyncIterator[httpx.Response]:
+        """GET any https address, or http on this machine, with these headers; 200, 206 or 416 come back. `inside`: as of
+        Expected. Raises Again, HubNotFound, HubUnavailable, ConfigError."""
         url = httpx.URL(address)
+        if not _is_safe(url):
+            raise HubUnavailable(f"{address} is not encrypted: write an https:// address")
         for _ in range(_MAX_REDIRECTS):
-            if not _is_safe(url):
-                raise HubUnavailable(f"{address} leads to {url}, which is not encrypted: write an https:// address")
-            request = self._http.build_request("GET", url, headers=headers | await self._auth(url))
+            request = await self._elsewhere("GET", url, headers, inside)
             response = await self._send(request)
             try:
                 if not response.has_redirect_location:
                     _check_address(response, address)
                     yield response
                     return
-                url = _target(response)
+                url = _led(address, url, _target(response))
             finally:
                 await response.aclose()
         raise HubUnavailable(f"{address} redirects without end")
@@ -240,6 +242,14 @@ class HubClient:
         except httpx.RequestError as exc:
             raise Again(_unreachable(request.url, exc), refused=isinstance(exc, httpx.ConnectError)) from exc
 
+    async def _elsewhere(self, method: str, url: httpx.URL, headers: dict[str, str], inside: bool) -> httpx.Request:
+        """A request to an address outside the Hub. One that is written as inside was judged when it was planned; a name that
+        turns out to be is refused, but for the Hub's own."""
+        guard = None if inside or is_inside(url.host) or _origin(url) == self._origin else dict(outside_only(url.host))
+        timeout = self.settings.connect if method == "HEAD" else httpx.USE_CLIENT_DEFAULT
+        headers = headers | await self._auth(url)
+        return self._http.build_request(method, url, headers=headers, extensions=guard, timeout=timeout)
+
     async def _auth(self, url: httpx.URL) -> dict[str, str]:
         if _origin(url) != self._origin:
             return {}
@@ -278,6 +288,17 @@ async def _whole(response: httpx.Response) -> httpx.Response:
             raise HubUnavailable(f"{response.request.url} answers more than {MAX_ANSWER >> 20} MiB: name a file of the repo")
     headers = {key: value for key, value in response.headers.items() if key != "content-encoding"}
     return httpx.Response(response.status_code, headers=headers, content=bytes(body), request=response.request)
+
+
+def _led(address: str, before: httpx.URL, after: httpx.URL) -> httpx.URL:
+    """Where a redirect leads, if it may. Raises HubUnavailable."""
+    if not _is_safe(after) or (before.scheme == "https" and after.scheme != "https"):
+        raise HubUnavailable(f"{address} leads to {after}, which is not encrypted: write another address")
+    try:
+        check_redirect(before.host, after.host, str(after))
+    except ConfigError as error:
+        raise HubUnavailable(f"{address} leads where it may not: {error.message}") from error
+    return after
 
 
 def _is_safe(url: httpx.URL) -> bool:
@@ -337,7 +358,7 @@ def _read_metadata(response: httpx.Response, repo: str, file: str) -> FileMeta:
     etag = (headers.get("x-linked-etag") or headers.get("etag", "")).removeprefix("W/").strip('"')
     redirected = response.has_redirect_location
     size = headers.get("x-linked-size") or ("" if redirected else headers.get("content-length", ""))
-    if not _COMMIT.fullmatch(commit) or not _ETAG.fullmatch(etag) or not size.isdecimal():
+    if not _COMMIT.fullmatch(commit) or not _ETAG.fullmatch(etag) or not size.isdecimal() or len(size) > 18:
         raise HubUnavailable(
             f"{url} does not answer like a Hub (no usable X-Repo-Commit, ETag or size): check HF_ENDPOINT, proxy and firewall"
         )

@@ -99,7 +99,8 @@ def _nothing() -> None:
 
 
 async def take(lock: Lock, meanwhile: Callable[[], object] = _nothing) -> None:
-    """Wait for a lock that any thread may hold. `meanwhile` is called between tries. Who is cancelled does not hold it."""
+    """Wait for a lock that any thread may hold: best one that does not wait itself, as its thread is one of few, and who holds
+    the lock may need one to go on. `meanwhile` is called between tries. Who is cancelled does not hold it."""
     while True:
         taking = asyncio.ensure_future(asyncio.to_thread(lock.acquire))
         try:
@@ -113,7 +114,7 @@ async def take(lock: Lock, meanwhile: Callable[[], object] = _nothing) -> None:
                 lock.release()
             raise
         meanwhile()
-        await asyncio.sleep(0)
+        await asyncio.sleep(_TICK)
 
 
 @asynccontextmanager

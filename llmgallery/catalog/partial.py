@@ -39,13 +39,16 @@ class Place:
 class Expected(msgspec.Struct, frozen=True):
     """What is to come. `source`: its address, for errors and journals. `etag`: its sha256, its git blob's sha1, or, where
     neither is known, what tells it from others. `size` in bytes, None = not known. `lasting`: what the source names never
-    changes, as a file at a commit.
+    changes, as a file at a commit. `inside`: its name may mean an address inside this network. `most`: bytes after which it
+    is not the file that was meant.
     """
 
     source: str
     etag: str
     size: int | None
     lasting: bool = False
+    inside: bool = False
+    most: int | None = None
 
     @property
     def digest(self) -> str | None:
@@ -83,7 +86,7 @@ def partial_size(place: Place, expected: Expected) -> int:
 def read_journal(path: Path) -> Journal | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Journal)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -145,8 +148,13 @@ class Partial:
             return
         self.validator, self._written = validator, journal
         temporary = self._place.journal.with_name(self._place.journal.name + ".tmp")
-        temporary.write_bytes(msgspec.json.encode(journal))
-        temporary.replace(self._place.journal)
+        try:
+            temporary.write_bytes(msgspec.json.encode(journal))
+            temporary.replace(self._place.journal)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
     def write(self, pieces: list[bytes]) -> None:
         for piece in pieces:

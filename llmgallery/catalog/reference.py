@@ -67,7 +67,8 @@ def parse_reference(text: str) -> HubReference | None:
     """The Hub reference that `text` is, or None when it is none (a local path, another scheme, a bare name).
 
     Forms: FORMS, with or without hf:// or huggingface://; LocalAI's huggingface://owner/repo@branch/path; the addresses of
-    a repo or file on huggingface.co. `sub/dir/file.gguf` reads as a reference too: look into the models folder first.
+    a repo or file on huggingface.co, also as Ollama takes them (hf.co/owner/repo:QUANT). `sub/dir/file.gguf` reads as a
+    reference too: look into the models folder first.
     Raises ConfigError for what is meant as one but malformed.
     """
     text = text.strip()
@@ -76,6 +77,10 @@ def parse_reference(text: str) -> HubReference | None:
         return _parse_plain(text[len(scheme) :], text)
     if "://" in text:
         return _parse_url(text)
+    host, _, body = text.partition("/")
+    if host.lower() in _HOSTS:
+        is_page = body.split("/")[2:3] in (["tree"], ["resolve"], ["blob"], ["raw"])
+        return _parse_url(f"https://{text}") if is_page else _parse_plain(body, text)
     if _looks_local(text):
         return None
     return _parse_plain(text, text)
@@ -129,7 +134,7 @@ def _parse_url(text: str) -> HubReference | None:
         raise ConfigError(f"{text!r} is no address of a model repo on the Hub: https://huggingface.co/owner/repo")
     repo, rest = f"{parts[0]}/{parts[1]}", parts[2:]
     if not rest:
-        return HubReference(repo)
+        return _parse_plain(repo, text)
     if rest[0] == "tree" and len(rest) == 2:
         return HubReference(repo, revision=rest[1])
     if rest[0] not in ("resolve", "blob", "raw") or len(rest) < 3:

@@ -92,7 +92,8 @@ class WebRemote:
 
     @asynccontextmanager
     async def open(self, offset: int, validator: str | None) -> AsyncIterator[Answer]:
-        async with self._client.open_address(self.expected.source, _range(offset, validator)) as response:
+        headers = _range(offset, validator)
+        async with self._client.open_address(self.expected.source, headers, self.expected.inside) as response:
             yield _answer(response)
 
     async def renew(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from yaml.events import CollectionEndEvent, CollectionStartEvent
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from yaml.tokens import AliasToken, AnchorToken, DocumentStartToken
 
 from llmgallery.config.problems import Problem
 
@@ -22,6 +24,7 @@ MAX_PATCHES = 200
 MAX_NESTING = 200
 
 _OPENERS = re.compile(r"[\[{?-]")
+_ANCHOR = re.compile(r"[&*]([\w-]+)")
 _DEEP_INDENT = re.compile(r"^[ ?-]{200}", re.MULTILINE)
 
 PLAIN = "plain"
@@ -99,10 +102,7 @@ def _read(text: str, path: Path | str, composer: Callable[[str], T]) -> T:
         try:
             return composer(text)
         except yaml.MarkedYAMLError as error:
-            patched = _without_escaped_quote(text, error)
-            if patched is None:
-                raise Unreadable(explain(error, text, path)) from error
-            text = patched
+            text = _patched(text, error, path)
         except yaml.reader.ReaderError as error:
             raise Unreadable(_bad_character(error, text, path)) from error
         except RecursionError as error:
@@ -153,6 +153,19 @@ def _check_nesting(text: str) -> None:
         loader.dispose()
 
 
+def _patched(text: str, error: yaml.MarkedYAMLError, path: Path | str) -> str:
+    """What others read as this text is meant. Raises Unreadable for what is no YAML to anybody."""
+    if "duplicate anchor" in (error.context or ""):
+        try:
+            return _with_distinct_anchors(text)
+        except yaml.MarkedYAMLError as further:
+            error = further  # below the anchor, where the composer had not been yet
+    patched = _without_escaped_quote(text, error)
+    if patched is None:
+        raise Unreadable(explain(error, text, path)) from error
+    return patched
+
+
 def _without_escaped_quote(text: str, error: yaml.MarkedYAMLError) -> str | None:
     """The text without the backslash of the \\' in double quotes that stopped the parser (go-yaml reads it, libyaml does not)."""
     mark = error.problem_mark
@@ -160,6 +173,38 @@ def _without_escaped_quote(text: str, error: yaml.MarkedYAMLError) -> str | None
         return None
     start = mark.index  # not by its line: YAML breaks lines at U+2028 and the like too
     return text[:start] + text[start + 1 :] if text.startswith("\\'", start) else None
+
+
+def _with_distinct_anchors(text: str) -> str:
+    """The text with a name of its own for each anchor that is defined again, and for the aliases that mean it: those from
+    there on (YAML 1.2.2, 7.1). PyYAML refuses what is defined twice. Raises MarkedYAMLError."""
+    loader, pieces, done = _Loader(text), list[str](), 0
+    counts, taken = Counter[str](), set(_ANCHOR.findall(text))
+    names: dict[str, str] = {}
+    try:
+        while (token := loader.get_token()) is not None:
+            if isinstance(token, DocumentStartToken):
+                counts, names = Counter(), {}
+            if not isinstance(token, (AnchorToken, AliasToken)):
+                continue
+            name: str = token.value
+            if isinstance(token, AnchorToken):
+                counts[name] += 1
+                names[name] = _free(name, counts[name], taken)
+            start = token.start_mark.index + 1
+            pieces += [text[done:start], names.get(name, name)]
+            done = start + len(name)
+    finally:
+        loader.dispose()
+    return "".join([*pieces, text[done:]])
+
+
+def _free(name: str, count: int, taken: set[str]) -> str:
+    """What the definition of an anchor is called; the first keeps its name."""
+    found = name if count == 1 else f"{name}-{count}"
+    while count > 1 and found in taken:
+        found += "-"
+    return found
 
 
 def _bad_character(error: yaml.reader.ReaderError, text: str, path: Path | str) -> Problem:

@@ -13,6 +13,7 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 DURATION = "a duration such as 90s, 15m or 1h30m, or a number of seconds (0 = at once, -1 = never)"
 SIZE = "a size such as 8GiB or 500MB, or a number of bytes"
+_MOST = 2**63  # what crosses a process border
 
 
 class Seconds(float):
@@ -52,11 +53,14 @@ def _parse_duration_text(text: str) -> float:
 
 def parse_size(value: str | int) -> int:
     """Bytes of "8GiB" (1024-based), "500MB" (1000-based), "8G" (1024-based, as tools mean it) or a number. Raises ValueError."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST:
         return value
     match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
         raise ValueError(SIZE)
     number, prefix, binary = match.groups()
     decimal = not binary and match[0].lower().endswith("b") and bool(prefix)
-    return int(float(number) * (1000 if decimal else 1024) ** _POWERS[prefix.lower()])
+    size = float(number) * (1000 if decimal else 1024) ** _POWERS[prefix.lower()]
+    if size >= _MOST:
+        raise ValueError(SIZE)
+    return int(size)

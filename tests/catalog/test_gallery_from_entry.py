@@ -206,13 +206,21 @@ files:
 """
     plan = await planned(around, text)
     assert plan.files == (
-        PlannedFile(uri="https://example.org/1/owl.gguf", name="owl.gguf", path=f".files/{SHA}/owl.gguf", sha256=SHA, size=104),
+        PlannedFile(
+            uri="https://example.org/1/owl.gguf",
+            name="owl.gguf",
+            path=f".files/{SHA}/owl.gguf",
+            sha256=SHA,
+            size=104,
+            inside=True,
+        ),
         PlannedFile(
             uri="https://raw.githubusercontent.com/someone/owls/v1/weights/owl (new).gguf",
             name="owl.gguf",
             path=f".files/{WRONG}/owl.gguf",
             sha256=WRONG,
             size=10**9,
+            inside=True,
         ),
     )
     config = loaded(plan, around).config

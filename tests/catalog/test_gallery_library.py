@@ -256,6 +256,17 @@ async def test_the_background_refreshes_when_it_is_due(web: GalleryServer, kept:
         assert (await time.until_asleep(), state(made).error) == (600, None)
 
 
+async def test_a_clock_that_is_set_back_does_not_stop_the_refreshing(web: GalleryServer, kept: Path) -> None:
+    """The machine started with a wrong date."""
+    time = Time()
+    async with library(kept, ("web", f"{web.url}/index.yaml"), clock=time, sleep=time.sleep, refresh_every=600.0) as made:
+        await time.until_asleep()
+        web.files["/index.yaml"] = b"- name: other\n"
+        time.pass_by(-30 * 86_400.0)
+        assert await time.until_asleep() == 600
+        assert names(made) == ["web@other"]
+
+
 async def test_a_fresh_copy_is_not_asked_for_at_the_start(web: GalleryServer, kept: Path) -> None:
     time = Time()
     for _ in range(3):
@@ -379,7 +390,8 @@ async def test_where_a_redirect_of_the_open_web_may_lead(kept: Path, target: str
 
     def answer(request: httpx.Request) -> httpx.Response:
         asked.append(str(request.url))
-        return httpx.Response(200, content=INDEX) if len(asked) > 1 else httpx.Response(302, headers={"Location": target})
+        body = httpx.ByteStream(INDEX)
+        return httpx.Response(200, stream=body) if len(asked) > 1 else httpx.Response(302, headers={"Location": target})
 
     def client() -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=httpx.MockTransport(answer))
@@ -388,7 +400,7 @@ async def test_where_a_redirect_of_the_open_web_may_lead(kept: Path, target: str
         await made.ready()
         error = state(made).error
         assert (error is None) if says is None else (says in (error or ""))
-        assert asked[1:] == ([target] if says is None else [])
+        assert (asked[1:], len(names(made))) == (([target], 2) if says is None else ([], 0))
 
 
 async def test_a_form_of_github(web: GalleryServer, kept: Path) -> None:

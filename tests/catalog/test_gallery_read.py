@@ -371,3 +371,48 @@ def test_what_is_wrong_in_a_base_file_has_its_place():
         read_base(b"- a", "base.yaml")
     with pytest.raises(ConfigError, match="not UTF-8"):
         read_base(b"\xff", "base.yaml")
+
+
+def test_an_anchor_may_be_defined_again():
+    """YAML 1.2.2, 7.1: an alias means the last definition above it. PyYAML refuses the whole text."""
+    text = """
+- &family
+  name: one
+  overrides: {backend: llama-cpp}
+- !!merge <<: *family
+  name: two
+- &family
+  name: three
+  description: "it\\'s *family, not &family"
+  overrides: {backend: transformers}
+- {<<: *family, name: four}
+- &family {name: five, overrides: {backend: openvino}}
+- {<<: *family, name: six}
+"""
+    index = read_index(text.encode(), "index.yaml", "test")
+    assert index.problems == ()
+    backends = {name: entry.overrides["backend"] for name, entry in index.entries.items()}
+    assert backends == {
+        **dict.fromkeys(("one", "two"), "llama-cpp"),
+        **dict.fromkeys(("three", "four"), "transformers"),
+        **dict.fromkeys(("five", "six"), "openvino"),
+    }
+    assert index.entries["four"].description == "it's *family, not &family"
+    broken = read_index(text.replace("{name: five", "{name: [five").encode(), "index.yaml", "test")
+    assert set(broken.entries) == {"one", "two", "three", "four"}
+    assert broken.problems[0].line == 12
+
+
+def test_anchors_defined_again_cost_little():
+    text = "".join(f"- &q\n  name: m{i}\n  overrides: {{n: {i}}}\n- {{<<: *q, name: n{i}}}\n" for i in range(2000))
+    began = time.process_time()
+    index = read_index(text.encode(), "index.yaml", "test")
+    assert time.process_time() - began < 2
+    assert len(index.entries) == 4000 and index.entries["n1999"].overrides == {"n": 1999}
+
+
+@pytest.mark.parametrize("size", ["9" * 400 + "GB", "9" * 5000, "9" * 30, "99999999TB", "-1"])
+def test_a_size_beyond_all_disks_is_none(size: str):
+    index = read_index(f"- name: owl\n  size: '{size}'\n- name: other\n".encode(), "index.yaml", "test")
+    assert [entry.size for entry in index.entries.values()] == [None, None]
+    assert "size" in index.entries["owl"].warnings[0]

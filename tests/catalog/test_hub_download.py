@@ -24,6 +24,7 @@ from llmgallery.catalog.download import disk_error
 from llmgallery.catalog.hub import Hub
 from llmgallery.catalog.hub_cache import RepoCache
 from llmgallery.catalog.hub_settings import HubSettings
+from llmgallery.catalog.partial import Expected, Partial, Place
 from llmgallery.catalog.reference import HubReference
 from llmgallery.core.errors import HubCorrupt, HubError, HubUnavailable, NoSpace
 
@@ -217,7 +218,7 @@ async def test_a_damaged_partial_is_discarded_and_fetched_again(hub: LoopbackHub
     assert [seen.status for seen in hub.seen("GET", host="storage")][-2:] == [206, 200]
 
 
-@pytest.mark.parametrize("journal", [None, "nonsense", {"etag": "0" * 64}, {"size": 1}])
+@pytest.mark.parametrize("journal", [None, "nonsense", "\udcff", "[" * 100_000, {"etag": "0" * 64}, {"size": 1}])
 async def test_a_partial_without_its_journal_does_not_count(
     hub: LoopbackHub, ours: Hub, hub_settings: HubSettings, journal: object
 ):
@@ -228,7 +229,7 @@ async def test_a_partial_without_its_journal_does_not_count(
     if isinstance(journal, dict):
         journal = json.dumps({"repo": REPO, "file": FILE, "commit": "c", "etag": etag_of(hub), "size": SIZE} | journal)
     if journal:
-        path.write_text(str(journal))
+        path.write_text(str(journal), errors="surrogateescape")
     await ours.ensure(REF)
     assert "Range" not in hub.seen("GET", host="storage")[0].headers
 
@@ -407,3 +408,16 @@ async def test_a_hub_that_is_no_hub(hub: LoopbackHub, tmp_path: Path, pauses: Pa
     with pytest.raises(HubUnavailable, match="does not answer like a Hub"):
         await ours.ensure(REF)
     await ours.aclose()
+
+
+def test_a_disk_that_is_full_at_the_journal_leaves_no_half_of_one(tmp_path: Path):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    place = Place(*(tmp_path / name for name in ("final", "part", "journal", "lock")), folder=tmp_path, mend="")
+    (tmp_path / "journal.tmp").symlink_to("/dev/full")
+    partial = Partial(place, Expected("x", "0" * 64, 7))
+    partial.open()
+    with pytest.raises(OSError, match="No space left"):
+        partial.begin(None, 7)
+    partial.discard()
+    assert list(tmp_path.iterdir()) == []

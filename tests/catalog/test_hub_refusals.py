@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -178,3 +179,34 @@ async def test_a_download_that_has_begun_waits_for_the_connection_to_come_back(c
         await client.metadata(REPO, "main", FILE, client.settings.attempts)
     await client.aclose()
     assert pauses == [1.0, 2.0, 4.0, 8.0]
+
+
+@pytest.mark.parametrize(
+    "answer", [b"<html>sign in</html>", b"\xff\xfe{", b'{"sha": "main"}', b'{"cardData": ' + b"[" * 100_000, b""]
+)
+async def test_a_listing_that_is_none(cache: Path, answer: bytes):
+    """A login page, a proxy's nonsense, a mirror that knows no commits."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(answer) + answer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        ours = Hub(HubSettings(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", cache))
+        for ask in (ours.list_files, ours.describe):
+            with pytest.raises(HubUnavailable, match=r"is HF_ENDPOINT a Hub\?"):
+                await ask(REPO)
+        await ours.aclose()
+
+
+@pytest.mark.parametrize(("commit", "size"), [("b" * 40, "7"), ("a" * 40, "9" * 30)])
+async def test_an_answer_that_cannot_be_the_files(hub: LoopbackHub, ours: Hub, commit: str, size: str):
+    """Another commit than the one that was asked for, and a size beyond all disks."""
+    hub.add(REPO, FILE, WEIGHTS)
+    headers = {"X-Repo-Commit": commit, "ETag": '"e"', "X-Linked-Size": size, "Location": "/x"}
+    hub.fail(302, method="HEAD", headers=headers)
+    with pytest.raises(HubUnavailable, match=r"is HF_ENDPOINT a Hub|does not answer like a Hub"):
+        await ours.metadata(REPO, "a" * 40, FILE)

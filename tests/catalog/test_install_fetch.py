@@ -300,3 +300,21 @@ async def test_at_most_so_many_files_at_a_time(scene: Scene):
     for release in releases:
         release.set()
     await job.wait()
+
+
+@pytest.mark.parametrize("length", [b"", b"Content-Length: 2000000000\r\n"])
+async def test_a_file_that_is_far_larger_than_was_said_is_not_taken(scene: Scene, length: bytes):
+    """It was allowed by what it said of its size."""
+
+    def endless(head: str) -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\n" + length + b"\r\n"
+        for _ in range(64):
+            yield bytes(1 << 16)
+
+    async with hosting(endless) as host:
+        file = host.file("model.gguf", WEIGHTS, size=SIZE)
+        with pytest.raises(HubCorrupt, match=r"is of .* bytes, and at most 1,248,576 were expected"):
+            await installed(scene, file)
+    assert file.path is not None
+    left = (scene.models / file.path).parent
+    assert sum(path.stat().st_size for path in left.iterdir()) == 0 and not (scene.models / file.path).exists()

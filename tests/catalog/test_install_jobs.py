@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -387,3 +388,37 @@ async def test_closing_right_after_the_beginning_and_in_a_cancel(scene: Scene):
     assert job.state.phase == "cancelled" and not late.state.is_over
     assert scene.hub.seen("GET", "other.gguf") == []
     assert not any("weights" in name or name.endswith((".part", ".lock")) for name in scene.left())
+
+
+async def test_jobs_that_wait_for_one_another_leave_threads_to_those_that_work(scene: Scene):
+    """Ten at a time used to take seconds: each that waited for a lock held a thread, which its holder needed."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    file = scene.on_hub("weights.gguf")
+    names = [f"model-{index}" for index in range(12)]
+    for name in names:
+        scene.offer(name, file)
+    installer = scene.start()
+    async with asyncio.timeout(4):
+        await asyncio.gather(*(installer.install(name).wait() for name in names))
+    assert sorted(path.stem for path in scene.models.glob("*.yaml")) == sorted(names)
+
+
+async def test_a_name_that_is_no_text_is_refused(scene: Scene):
+    """As bytes of a command line come that are not UTF-8."""
+    installer = scene.start()
+    for asked in ("\udcff", Asked(reference="tiny", name="\udcff")):
+        with pytest.raises(ConfigError, match="is not UTF-8"):
+            installer.install(asked)
+    with pytest.raises(ConfigError, match="is not UTF-8"):
+        await installer.remove("\udcff.yaml")
+
+
+async def test_two_names_of_one_file(scene: Scene):
+    file = scene.on_hub("weights.gguf")
+    scene.offer("a/b", file)
+    scene.offer("a__b", file)
+    installer = scene.start()
+    await installer.install("a/b").wait()
+    with pytest.raises(ConfigError, match=r"a__b\.yaml is there already and is of the model a/b"):
+        await installer.install("a__b").wait()
+    assert scene.yaml("a__b").read_text().splitlines()[1] == "name: a/b"

@@ -134,6 +134,8 @@ async def test_journals_that_cannot_be_read_are_left_out(scene: Scene, caplog: p
     folder.mkdir(parents=True)
     (folder / f"{'0' * 32}.json").write_text("{")
     (folder / "notes.json").write_text("{}")
+    (folder / f"{'1' * 32}.json").write_bytes(b'{"state": "\xff"}')
+    (folder / f"{'2' * 32}.json").write_text('{"further": ' + "[" * 100_000)
     installer = scene.start()
     await installer.resume()
     assert installer.jobs() == [] and "is left out" in caplog.text

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from llmgallery.catalog.install.job import Asked
+from llmgallery.catalog.install.journal import Journals, Record
 from llmgallery.catalog.install.plan import InstallPlan, PlannedFile
 from llmgallery.catalog.install.store import Store, install_folder
 from llmgallery.catalog.lock import Locked, LockedModel
 from llmgallery.catalog.locks import FileLock, holding, take
 from llmgallery.core.errors import ConfigError
+from llmgallery.core.installs import Install
 
 COMMIT = "0123456789" * 4
 
@@ -120,3 +123,17 @@ async def test_who_is_cancelled_while_waiting_does_not_hold_the_lock(tmp_path: P
     async with holding(FileLock(tmp_path / "x.lock", wait=0.0)):
         assert (tmp_path / "x.lock").exists()
     assert not (tmp_path / "x.lock").exists()
+
+
+def test_a_full_disk_leaves_no_half_of_a_file(tmp_path: Path):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    store, journals = Store(tmp_path, tmp_path / "cache"), Journals(tmp_path)
+    (tmp_path / ".owl.yaml.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        store.write_yaml(plan("owl", "name: owl\n"), Locked())
+    state = Install("0" * 32, "owl", created=1.0, updated=1.0)
+    (tmp_path / f".{state.id}.json.tmp").symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match="No space left"):
+        journals.write(Record(state=state, asked=Asked(reference="owl")))
+    assert list(tmp_path.iterdir()) == []

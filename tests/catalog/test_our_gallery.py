@@ -61,7 +61,7 @@ def reference(uri: str) -> HubReference:
     return found
 
 
-async def pin(uri: str) -> PlannedFile:
+async def pin(uri: str, *, inside: bool = False) -> PlannedFile:
     """As the Hub would, of every file that exists."""
     wanted = reference(uri)
     assert wanted.file is not None

@@ -28,6 +28,11 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
         ("https://huggingface.co/owner/repo/tree/dev", "owner/repo", None, None, "dev"),
         ("https://huggingface.co/owner/repo/resolve/main/a%20b.gguf?download=true", "owner/repo", "a b.gguf", None, "main"),
         ("https://hf.co/owner/repo/blob/refs%2Fpr%2F7/x/model.gguf", "owner/repo", "x/model.gguf", None, "refs/pr/7"),
+        ("https://huggingface.co/owner/repo:Q8_0", "owner/repo", None, "Q8_0", "main"),
+        ("hf.co/owner/repo:Q4_K_M", "owner/repo", None, "Q4_K_M", "main"),
+        ("huggingface.co/owner/repo", "owner/repo", None, None, "main"),
+        ("hf.co/owner/repo/sub/model.gguf", "owner/repo", "sub/model.gguf", None, "main"),
+        ("huggingface.co/owner/repo/resolve/dev/model.gguf", "owner/repo", "model.gguf", None, "dev"),
         (" owner/repo \n", "owner/repo", None, None, "main"),
     ],
 )

@@ -54,7 +54,7 @@ class CopyCache:
             data, fetched = path.read_bytes(), path.stat().st_mtime
             first, _, body = data.partition(b"\n")
             head = msgspec.json.decode(first, type=_Head)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, ValueError, RecursionError):
             return None
         if head.url != url or head.sha256 != hashlib.sha256(body).hexdigest():
             return None

@@ -24,7 +24,8 @@ class GalleryEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One entry, as its index has it: not composed with its base file, and with LocalAI's keys where it is LocalAI's.
 
     `source`: the file it stands in, as messages name it; `place`: its line and column there. `warnings`: what in it is not
-    read, each with its place. `config` and `overrides` are plain data, with merges and aliases resolved.
+    read, each with its place. `gallery` "": none has it, a request describes it. `config` and `overrides` are plain data, with
+    merges and aliases resolved.
     """
 
     name: Annotated[str, Meta(description="what requests call it")]
@@ -57,7 +58,7 @@ class GalleryEntry(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def id(self) -> str:
         """As requests and lockfiles name it: gallery@name."""
-        return f"{self.gallery}@{self.name}"
+        return f"{self.gallery}@{self.name}" if self.gallery else self.name
 
     @property
     def where(self) -> str:

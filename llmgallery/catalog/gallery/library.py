@@ -14,7 +14,7 @@ from llmgallery.catalog.gallery.choose_variant import Candidate, Choice, Host, c
 from llmgallery.catalog.gallery.compose import compose
 from llmgallery.catalog.gallery.entry import Composed, GalleryEntry
 from llmgallery.catalog.gallery.localai import plain_backend
-from llmgallery.catalog.gallery.origins import Means
+from llmgallery.catalog.gallery.origins import Means, foreign_base
 from llmgallery.catalog.gallery.search import Contents, Found
 from llmgallery.catalog.gallery.shelf import GalleryState as GalleryState
 from llmgallery.catalog.gallery.shelf import Shelf
@@ -30,6 +30,8 @@ Size = Callable[[GalleryEntry, Composed | None], Awaitable[int | None]]
 """Bytes of all files of an entry that does not tell them; None = nobody tells."""
 
 REFRESH_EVERY = 24 * 3600.0
+FOREIGN_FRESH = 60.0
+"""Seconds for which a base file that only a request names is not asked for again."""
 FIRST_WAIT = 15.0
 """Seconds that a name waits for galleries that have never been read."""
 
@@ -66,7 +68,7 @@ class Library:
         bounds = bounds or Bounds()
         offline = hub is not None and hub.settings.offline
         self._web = WebFiles(CopyCache(cache_dir), client=client, bounds=bounds, offline=offline, clock=clock)
-        means = Means(self._web, hub, bounds.bytes, bounds.seconds, github)
+        self._means = means = Means(self._web, hub, bounds.bytes, bounds.seconds, github)
         here = folder or Path.cwd()
         self._shelves = [Shelf(source, means, here, refresh_every, clock) for source in sources]
         self._first_wait = first_wait
@@ -149,7 +151,8 @@ class Library:
         base = None
         if entry.url is not None:
             try:
-                base = await self._shelf(entry.gallery).base(entry.url)
+                shelf = self._shelf(entry.gallery) if entry.gallery else None
+                base = await (shelf.base(entry.url) if shelf else foreign_base(entry.url, self._means, FOREIGN_FRESH))
             except GalleryError as error:
                 message = f"{entry.id} needs the base file {entry.url}: {error.message}"
                 raise type(error)(message, field=error.field, hints=error.hints) from error
@@ -195,11 +198,12 @@ class Library:
         self._looked = self._clock()
         if any(shelf.is_remote for shelf in self._shelves):
             self._keeping = asyncio.create_task(self._keep_fresh(), name="refreshes the galleries")
+            self._keeping.add_done_callback(_tell_end)
 
     async def _keep_fresh(self) -> None:
         remote = [shelf for shelf in self._shelves if shelf.is_remote]
         while True:
-            await self._refresh([shelf for shelf in remote if shelf.due <= self._clock()])
+            await self._refresh([shelf for shelf in remote if shelf.is_due()])
             left = min(shelf.due for shelf in remote) - self._clock()
             await self._sleep(min(max(_SHORTEST, left), _LONGEST))
 
@@ -208,14 +212,22 @@ class Library:
         await asyncio.gather(*(self._refresh_one(shelf) for shelf in shelves))
 
     async def _refresh_one(self, shelf: Shelf) -> None:
-        if await shelf.refresh():
-            await self._arrange()
-        shelf.tried.set()
+        try:
+            if await shelf.refresh():
+                await self._arrange()
+        finally:
+            shelf.tried.set()
 
     async def _arrange(self) -> None:
         async with self._arranging:
             held = {shelf.source.name: shelf.entries for shelf in self._shelves}
             self._contents = await asyncio.to_thread(Contents, held)
+
+
+def _tell_end(task: asyncio.Task[None]) -> None:
+    """It ends when it is cancelled; all else is a fault of ours."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("galleries are not refreshed any more", exc_info=error)
 
 
 def _size(entry: GalleryEntry) -> int | None:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -23,6 +24,10 @@ log = logging.getLogger(__name__)
 
 MAX_FILES = 2000
 """Index files of one gallery."""
+
+
+_ANYWHERE = WebPlace("https://example.com/")
+"""Somewhere on the network."""
 
 
 class IndexFile(msgspec.Struct, frozen=True):
@@ -115,7 +120,7 @@ class _Web:
 
     async def fetch(self, check: Check) -> Files:
         url = self._place.url
-        copy = await self._means.web.get(url, lambda body: check((IndexFile(url, body),)))
+        copy = await self._means.web.get(url, lambda body: check((IndexFile(url, body),)), inside=True)
         return Files((IndexFile(copy.url, copy.body),), copy.fetched)
 
     async def base(self, url: str, seconds: float) -> bytes:
@@ -187,9 +192,22 @@ async def _base(url: str, origin: Place, means: Means, seconds: float) -> bytes:
     if isinstance(place, LocalPlace):
         return await asyncio.to_thread(_read, place.path, means.max_bytes)
     if isinstance(place, WebPlace):
-        address = place.url
-        return (await means.web.get_within(address, seconds, lambda body: _check_base(body, address))).body
+        address, ours = place.url, (means.github, _host(origin))
+        inside = isinstance(origin, LocalPlace) or address.startswith(tuple(f"{one}/" for one in ours if one))
+        return (await means.web.get_within(address, seconds, lambda body: _check_base(body, address), inside)).body
     return await _hub_base(place, means)
+
+
+async def foreign_base(url: str, means: Means, seconds: float) -> bytes:
+    """A base file that no gallery names, but a request: of the web or the Hub, and not inside this network. Raises
+    GalleryError."""
+    return await _base(url, _ANYWHERE, means, seconds)
+
+
+def _host(place: Place) -> str | None:
+    """Scheme and host of a gallery on the web: what was configured may be inside this network."""
+    parts = urlsplit(place.url) if isinstance(place, WebPlace) and place is not _ANYWHERE else None
+    return f"{parts.scheme}://{parts.netloc}" if parts is not None else None
 
 
 async def _hub_file(place: HubPlace, means: Means) -> bytes:

@@ -95,8 +95,9 @@ class Contents:
         """Names most like `name`; with the quantisations that there are, where only that was wrong."""
         name = name[:MAX_NAME]
         for colon in _colons(name):
-            if (found := self.find(name[:colon])) is not None:
-                return tuple(f"{name[:colon]}:{quant}" for quant in self.quantisations(found.entry))[:count]
+            head = name[:colon]
+            if (entry := self._as_written(head) or self._in_any_case(head)) is not None:
+                return tuple(f"{head}:{quant}" for quant in self.quantisations(entry))[:count]
         gallery, at, rest = name.partition("@")
         inside = self._gallery(gallery) if at else None
         wanted = (rest if inside is not None else name).lower()

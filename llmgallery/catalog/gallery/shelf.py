@@ -59,6 +59,10 @@ class Shelf:
     def entries(self) -> Mapping[str, GalleryEntry]:
         return self._read.entries
 
+    def is_due(self) -> bool:
+        """Time to ask again; also when the clock was set back to long before that."""
+        return not 0 < self.due - self._clock() <= self._refresh_every
+
     async def aclose(self) -> None:
         """Ends what is being fetched; nobody waits for it any more."""
         self.tried.set()

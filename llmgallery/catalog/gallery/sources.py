@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import posixpath
 import re
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 import msgspec
 
+from llmgallery.catalog.reach import check_redirect, is_inside
 from llmgallery.catalog.reference import HubReference, check_file, parse_reference
 from llmgallery.config.settings import is_loopback
 from llmgallery.core.errors import ConfigError
@@ -28,6 +28,7 @@ YAML_SUFFIXES = (".yaml", ".yml")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 _OWNER = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
 _REF = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}(?:/[A-Za-z0-9][\w.+-]{0,99}){0,9}", re.ASCII)
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _GITHUB = ("github://", "github:")
 
 
@@ -126,8 +127,16 @@ def check_reach(origin: Place, target: Place) -> None:
         return
     if before.scheme == "https" and after.scheme != "https":
         raise ConfigError(f"{target.url} is not https, and what leads there is: that is not followed")
-    if _is_inside(after.hostname or "") and not _is_inside(before.hostname or ""):
-        raise ConfigError(f"{target.url} is inside this network, and what leads there is not: that is not followed")
+    check_redirect(before.hostname or "", after.hostname or "", target.url)
+
+
+def may_lead_inside(source: str) -> bool:
+    """What is written in `source`, an index or a base file as messages name it, may name addresses inside this network: it is
+    of this machine, or lies there itself."""
+    place = _SCHEME.match(source)
+    if place is None:
+        return not source.lower().startswith(_GITHUB)
+    return place[1].lower() in ("http", "https") and is_inside(urlsplit(source).hostname or "")
 
 
 def check_web(url: str) -> str:
@@ -196,16 +205,6 @@ def _split(url: str) -> SplitResult:
     if any(char.isspace() or not char.isprintable() for char in url):
         raise ConfigError(f"{url!r} is no address: it holds spaces or control characters")
     return parts
-
-
-def _is_inside(host: str) -> bool:
-    """The name or address is this machine, or one that only its network reaches."""
-    if is_loopback(host):
-        return True
-    try:
-        return not ipaddress.ip_address(host.strip("[]")).is_global
-    except ValueError:
-        return host.lower().endswith((".localhost", ".local", ".internal"))
 
 
 def _local_path(url: str) -> Path:

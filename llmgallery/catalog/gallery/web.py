@@ -14,6 +14,7 @@ import msgspec
 from llmgallery import __version__
 from llmgallery.catalog.gallery.cache import Copy, CopyCache
 from llmgallery.catalog.gallery.sources import WebPlace, check_reach, check_web
+from llmgallery.catalog.reach import is_inside, outside_only
 from llmgallery.core.errors import ConfigError, GalleryError, HubNotFound, HubOffline, HubUnavailable
 
 log = logging.getLogger(__name__)
@@ -72,15 +73,15 @@ class WebFiles:
         if self._http is not None:
             await self._http.aclose()
 
-    async def get(self, url: str, check: Check) -> Copy:
-        """The file as it is now; one that has not changed is not sent again, and none is kept that `check` refuses. Raises
-        HubError, ConfigError, and what `check` raises."""
+    async def get(self, url: str, check: Check, inside: bool = False) -> Copy:
+        """The file as it is now; one that has not changed is not sent again, and none is kept that `check` refuses. `inside`:
+        its host's name may mean an address inside this network. Raises HubError, ConfigError, and what `check` raises."""
         if self.offline:
             raise HubOffline(f"{url} is not asked for, because HF_HUB_OFFLINE is set")
         kept = await asyncio.to_thread(self.cache.load, url)
         try:
             async with asyncio.timeout(self._bounds.seconds):
-                copy = await self._fetch(url, kept)
+                copy = await self._fetch(url, kept, inside)
         except TimeoutError as error:
             raise HubUnavailable(f"{url} does not answer in time: it was not here after {self._bounds.seconds:g} s") from error
         except httpx.RequestError as error:
@@ -96,23 +97,23 @@ class WebFiles:
             await asyncio.to_thread(self.cache.store, copy)
         return copy
 
-    async def get_within(self, url: str, seconds: float, check: Check) -> Copy:
+    async def get_within(self, url: str, seconds: float, check: Check, inside: bool = False) -> Copy:
         """The kept copy where its server has confirmed it within `seconds`; else as `get`, or the kept copy where that fails.
         Raises as `get` where there is none."""
         kept = await asyncio.to_thread(self.cache.load, url)
         if kept is not None and abs(self._clock() - kept.fetched) < seconds:
             return kept
         try:
-            return await self.get(url, check)
+            return await self.get(url, check, inside)
         except GalleryError as error:
             if kept is None:
                 raise
             log.warning("%s is used as it was kept: %s", url, error.message)
             return kept
 
-    async def _fetch(self, url: str, kept: Copy | None) -> Copy | None:
+    async def _fetch(self, url: str, kept: Copy | None, inside: bool) -> Copy | None:
         """None = `kept` still holds."""
-        async with self._open(url, _validators(kept)) as response:
+        async with self._open(url, _validators(kept), inside) as response:
             if response.status_code == 304 and kept is not None:
                 return None
             _check(response, url)
@@ -121,13 +122,17 @@ class WebFiles:
             return Copy(url, body, self._clock(), _validator(headers.get("etag")), _validator(headers.get("last-modified")))
 
     @asynccontextmanager
-    async def _open(self, url: str, headers: dict[str, str]) -> AsyncIterator[httpx.Response]:
+    async def _open(self, url: str, headers: dict[str, str], inside: bool) -> AsyncIterator[httpx.Response]:
         """The answer at the end of the redirects. Raises ConfigError for one that leads where it may not."""
         if self._http is None:
             self._http = self._make()
         here = check_web(url)
         for _ in range(self._bounds.redirects + 1):
-            response = await self._http.send(self._http.build_request("GET", here, headers=headers), stream=True)
+            host = httpx.URL(here).host
+            guard = None if inside or is_inside(host) else dict(outside_only(host))
+            response = await self._http.send(
+                self._http.build_request("GET", here, headers=headers, extensions=guard), stream=True
+            )
             try:
                 if not response.has_redirect_location:
                     yield response

@@ -6,13 +6,16 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 
 from llmgallery.catalog.gallery.entry import EntryFile, GalleryEntry
+from llmgallery.catalog.gallery.sources import may_lead_inside
 from llmgallery.catalog.install.addresses import address
 from llmgallery.catalog.install.pin import Pin
 from llmgallery.catalog.install.plan import PlannedFile, store_path
+from llmgallery.catalog.reach import is_inside
 from llmgallery.catalog.reference import HubReference, parse_reference, split_parts
 from llmgallery.config.suggest import did_you_mean
 from llmgallery.core.errors import ConfigError, GalleryError
@@ -41,6 +44,7 @@ class EntryFiles:
         self._entry, self._pin, self._expand, self._local = entry, pin, expand, local
         self._files = {file.filename: self._in_small_letters(file) for file in files}
         self._places = asyncio.Semaphore(AT_ONCE)
+        self._own = {file.uri for file in entry.files} if may_lead_inside(entry.source) else set()
         self._repo: str | None = None
         self.planned: list[PlannedFile] = []
         self.warnings: list[str] = []
@@ -145,6 +149,8 @@ class EntryFiles:
         """With the entry's own revision, for files of the repo that its weights are in."""
         try:
             found = address(file.uri, local=self._local)
+            if isinstance(found, str):
+                check_uri(self._entry, found)
         except ConfigError as error:
             raise self._error(key, error.message) from error
         if not isinstance(found, HubReference) or found.revision != "main" or self._entry.revision is None:
@@ -186,20 +192,21 @@ class EntryFiles:
             raise self._error("files", f"{message}; {advice}")
         return msgspec.structs.replace(found, sha256=file.sha256 or found.sha256, size=found.size or file.size)
 
-    async def _asked(self, uri: str) -> PlannedFile:
+    async def _asked(self, uri: str, inside: bool = False) -> PlannedFile:
         async with self._places:
             try:
-                return await self._pin(uri)
+                return await self._pin(uri, inside=inside)
             except GalleryError as error:
                 text = f"{self._subject}: {error.message}"
                 raise type(error)(text, field=error.field, hints=error.hints, retry_after=error.retry_after) from error
 
     async def _fetched(self, file: EntryFile, path: str) -> PlannedFile:
         uri = str(self._address("files", file))
-        found = PlannedFile(uri=uri, name=_plain_name(file), path=path, sha256=file.sha256, size=file.size)
+        inside = file.uri in self._own
+        found = PlannedFile(uri=uri, name=_plain_name(file), path=path, sha256=file.sha256, size=file.size, inside=inside)
         if file.size is not None or uri.startswith("file:"):
             return found
-        asked = await self._asked(uri)
+        asked = await self._asked(uri, inside)
         return msgspec.structs.replace(found, size=asked.size, sha256=file.sha256 or asked.sha256)
 
     async def _whole(self, key: str, repo: HubReference) -> tuple[str, list[PlannedFile]]:
@@ -221,6 +228,15 @@ class EntryFiles:
 
     def _error(self, key: str, message: str) -> ConfigError:
         return ConfigError(f"{self._subject}: {key}: {message}", field=key)
+
+
+def check_uri(entry: GalleryEntry, uri: str) -> None:
+    """Raise ConfigError for an address inside this network, unless all that may have named it is of this machine, or lies there
+    itself: the entry, and its base file."""
+    host = urlsplit(uri).hostname or ""
+    for source in (entry.source, entry.url or ""):
+        if is_inside(host) and not may_lead_inside(source):
+            raise ConfigError(f"{uri} is inside this network, and {source}, which names it, is not: that is not fetched")
 
 
 def references(config: Mapping[str, Any]) -> dict[str, str]:

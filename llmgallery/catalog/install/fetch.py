@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 MOST = 8
 """Files that are fetched at a time, over all jobs."""
 
+ROUNDED = 1 << 20
+"""Bytes that a file may be larger than its index says, or a tenth of it."""
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -112,8 +115,10 @@ class Fetches:
         return known
 
     async def _from_elsewhere(self, file: PlannedFile, tell: Tell) -> str:
-        """Where the digest is known it decides; a size that an index states may be rounded."""
-        expected = Expected(file.uri, file.sha256 or file.uri, None if file.sha256 else file.size)
+        """Where the digest is known it decides; a size that an index states may be rounded, but not far off."""
+        most = file.size + max(file.size // 10, ROUNDED) if file.size is not None else None
+        size = None if file.sha256 else file.size
+        expected = Expected(file.uri, file.sha256 or file.uri, size, inside=file.inside, most=most)
         log.info("downloading %s", file.uri)
         planned: Tell = lambda done, total: tell(done, file.size if total is None else total)  # noqa: E731
         download = self._hub.download(self._hub.remote(expected), self._store.place(file, expected.etag), planned)

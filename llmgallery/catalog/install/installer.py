@@ -19,12 +19,12 @@ from llmgallery.catalog.install.fetch import Fetches
 from llmgallery.catalog.install.job import Asked, Job
 from llmgallery.catalog.install.journal import Journals, Record
 from llmgallery.catalog.install.plan import InstallPlan
-from llmgallery.catalog.install.store import MEND_MODELS, Store, install_folder
+from llmgallery.catalog.install.store import MEND_MODELS, Store, install_folder, planned
 from llmgallery.catalog.install.work import Work
 from llmgallery.catalog.lock import LockFile
 from llmgallery.catalog.locks import FileLock, holding, take
-from llmgallery.core.errors import Cancelled, GalleryError, ModelNotFound, from_info
-from llmgallery.core.installs import Install, Phase
+from llmgallery.core.errors import Cancelled, ConfigError, GalleryError, ModelNotFound, from_info
+from llmgallery.core.installs import FileProgress, Install, Phase
 
 log = logging.getLogger(__name__)
 Planner = Callable[[Asked], Awaitable[InstallPlan]]
@@ -86,7 +86,8 @@ class Installer:
         self._planner = planner
         self._keep, self._keep_for = keep, keep_for
         self._clock = clock
-        self._on_state = on_state
+        self.on_state = on_state
+        """Told of every job whose state is another."""
         self._jobs: dict[str, Job] = {}
         self._records: dict[str, Record] = {}
         self._runs: dict[str, _Run] = {}
@@ -100,13 +101,35 @@ class Installer:
     def install(self, asked: Asked | str) -> Job:
         """The job that installs this: the one that runs already, else a new one. A name that failed before starts anew."""
         asked = Asked(reference=asked) if isinstance(asked, str) else asked
+        _check_text(asked)
         return self._begin(asked, asked.key, deletion=False)
+
+    async def settled(self, asked: Asked, name: str) -> Job | None:
+        """For who asks for the installed model `name` as it is: a job that is over; None = it is not whole, or not at rest. Who
+        asks for the same again gets the same one."""
+        model = await asyncio.to_thread(self._work.installed, name)
+        if model is None or name in self._by_name or asked.key in self._by_key:
+            return None
+        for job in self._jobs.values():
+            state = job.state
+            if job.asked == asked and (state.phase, state.name, state.source) == ("done", name, model.source):
+                return job
+        now = self._clock()
+        files = tuple(FileProgress(planned(file).name, file.size, file.size) for file in model.files)
+        state = Install(
+            uuid.uuid4().hex, asked.reference, "done", name=name, source=model.source, files=files, created=now, updated=now
+        )
+        job = self._add(Record(state=state, asked=asked))
+        self._tell(state)
+        await self._prune()
+        return job
 
     async def remove(self, name: str) -> Job:
         """The job that removes an installed model: its YAML, its lock entry, and the files that nobody else needs. A running
         install of it is cancelled first. `FILE.yaml` removes a file that the user wrote, and none of its weights.
         """
         asked = Asked(reference=name)
+        _check_text(asked)
         return self._begin(asked, _removal(asked), deletion=True)
 
     def find(self, id: str) -> Job | None:
@@ -298,7 +321,7 @@ class Installer:
 
     async def _claim(self, run: _Run, plan: InstallPlan) -> None:
         """Say which files this job needs and which of them it will have brought, before anybody can delete one."""
-        async with holding(self._journals.lock_files()):
+        async with self._journals.holding_files():
             here = await asyncio.to_thread(self._work.here, plan, run.job.id)
             await self._note(run, plan=plan, here=here)
 
@@ -352,8 +375,15 @@ class Installer:
             await asyncio.to_thread(self._journals.delete, id)
 
     def _tell(self, state: Install) -> None:
-        if self._on_state is not None:
-            self._on_state(state)
+        if self.on_state is not None:
+            self.on_state(state)
+
+
+def _check_text(asked: Asked) -> None:
+    """Raises ConfigError for bytes of a command line that are no text: no journal can hold them."""
+    for name in (asked.reference, asked.name or ""):
+        if any("\ud800" <= sign <= "\udfff" for sign in name):
+            raise ConfigError(f"{name!r} is no name: it is not UTF-8", field="name")
 
 
 def _key(job: Job) -> str:

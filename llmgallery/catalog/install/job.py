@@ -86,7 +86,7 @@ class Job:
         """The state now and each change, the last one included; who is slow gets fewer, never old ones."""
         seen = self.state
         yield seen
-        while not seen.is_over and not self._over.is_set():
+        while not seen.is_over and not (self._over.is_set() and self.state is seen):
             seen = await self.changed(seen)
             yield seen
 

@@ -1,18 +1,19 @@
-"""Jobs on the disk, so that they outlive the server: one file each, written whole. Everything here blocks."""
+"""Jobs on the disk, so that they outlive the server: one file each, written whole. What is not async blocks."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
 from llmgallery.catalog.install.job import Asked
 from llmgallery.catalog.install.plan import InstallPlan
-from llmgallery.catalog.locks import FileLock
+from llmgallery.catalog.locks import FileLock, holding
 from llmgallery.core.errors import ConfigError
 from llmgallery.core.installs import Install
 
@@ -41,10 +42,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Journals:
-    """`data_dir`/jobs: ID.json, and the locks that say which process is at work on what."""
+    """`data_dir`/jobs: ID.json, and the locks that say which process is at work on what. Belongs to one event loop."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._files = asyncio.Lock()
 
     def prepare(self) -> None:
         """Raises ConfigError where the folder cannot be made."""
@@ -62,6 +64,8 @@ class Journals:
             temporary.write_bytes(msgspec.json.encode(record))
             temporary.replace(path)
         except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> ConfigError:
@@ -77,7 +81,7 @@ class Journals:
             return msgspec.json.decode(path.read_bytes(), type=Record)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             log.warning("the journal %s is left out: %s", path, error)
             return None
 
@@ -97,8 +101,15 @@ class Journals:
 
     def lock_model(self, stem: str) -> FileLock:
         """Held by whoever installs or removes the model of this file."""
-        return FileLock(self._folder / f"{stem}.model.lock")
+        return FileLock(self._folder / f"{stem}.model.lock", wait=0.0)
 
-    def lock_files(self) -> FileLock:
-        """Held for moments: while somebody says which files it needs, and while files that nobody needs are deleted."""
-        return FileLock(self._folder / "files.lock")
+    @asynccontextmanager
+    async def holding_files(self) -> AsyncIterator[None]:
+        """For moments: while somebody says which files it needs, and while files that nobody needs are deleted. Of one process
+        one at a time tries."""
+        async with self._files, holding(self.lock_files(wait=0.0)):
+            yield
+
+    def lock_files(self, wait: float = 1.0) -> FileLock:
+        """The same for who is no server, and has no event loop."""
+        return FileLock(self._folder / "files.lock", wait=wait)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from llmgallery.catalog.hub import Hub
@@ -14,8 +15,12 @@ from llmgallery.catalog.install.plan import PlannedFile, store_path
 from llmgallery.catalog.reference import HubReference, choose_file, parse_reference
 from llmgallery.core.errors import ConfigError, HubNotFound, HubUnavailable
 
-Pin = Callable[[str], Awaitable[PlannedFile]]
-"""`pin` with its Hub given."""
+
+class Pin(Protocol):
+    """`pin` with its Hub given."""
+
+    def __call__(self, uri: str, *, inside: bool = ...) -> Awaitable[PlannedFile]: ...
+
 
 PIN_SECONDS = 120.0
 """The longest that one address may take."""
@@ -23,10 +28,10 @@ PIN_SECONDS = 120.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-async def pin(hub: Hub, uri: str, *, local: bool = False) -> PlannedFile:
+async def pin(hub: Hub, uri: str, *, local: bool = False, inside: bool = False) -> PlannedFile:
     """What `uri` is now. Of the Hub (hf://, huggingface://, the address of a file at huggingface.co or HF_ENDPOINT): the file
     at its commit, with size and sha256. Other https addresses stay as they are, with the size that their host tells, and a
-    place in the store; so does http on this machine, and with `local` a file://.
+    place in the store; so does http on this machine, and with `local` a file://. `inside`: as of PlannedFile.
 
     Raises ConfigError for what is no address that may be fetched, HubError.
     """
@@ -35,7 +40,7 @@ async def pin(hub: Hub, uri: str, *, local: bool = False) -> PlannedFile:
             reference = _reference(uri, hub.settings.endpoint)
             if reference is not None:
                 return await _of_hub(hub, reference)
-            return await _elsewhere(hub, uri, local)
+            return await _elsewhere(hub, uri, local, inside)
     except TimeoutError:
         raise HubUnavailable(f"{uri} could not be looked at within {PIN_SECONDS:.0f} s: ask again") from None
 
@@ -64,7 +69,7 @@ async def _of_hub(hub: Hub, ref: HubReference) -> PlannedFile:
     )
 
 
-async def _elsewhere(hub: Hub, uri: str, local: bool) -> PlannedFile:
+async def _elsewhere(hub: Hub, uri: str, local: bool, inside: bool) -> PlannedFile:
     try:
         url = urlsplit(uri)
         host = url.hostname or ""
@@ -75,10 +80,10 @@ async def _elsewhere(hub: Hub, uri: str, local: bool) -> PlannedFile:
     if url.scheme == "file" and local:
         size = await asyncio.to_thread(_size_here, Path(unquote(url.path)), uri)
     elif url.scheme == "https" or (url.scheme == "http" and _is_here(host)):
-        size = await hub.size_of(uri)
+        size = await hub.size_of(uri, inside)
     else:
         raise ConfigError(f"{uri!r} may not be fetched: write https://, or hf://owner/repo/file for a file of the Hub")
-    return PlannedFile(uri=uri, name=name, path=store_path(uri, name, None), size=size)
+    return PlannedFile(uri=uri, name=name, path=store_path(uri, name, None), size=size, inside=inside)
 
 
 def _size_here(path: Path, uri: str) -> int:

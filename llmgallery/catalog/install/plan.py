@@ -21,6 +21,7 @@ class PlannedFile(msgspec.Struct, frozen=True, kw_only=True):
     """One file. `uri`: `hf://owner/repo/path@COMMIT` (the commit in full), or https:// (http:// only on loopback), or file://.
     `path`: where it goes under the models folder (`store_path`); None = the Hugging Face cache, for files of the Hub.
     `sha256`: None = nobody has said it, and it is recorded once the file is here. `size` in bytes, None = not known.
+    `inside`: a gallery of this machine names it, so its host may be one inside this network.
     """
 
     uri: str
@@ -28,6 +29,7 @@ class PlannedFile(msgspec.Struct, frozen=True, kw_only=True):
     path: str | None = None
     sha256: str | None = None
     size: int | None = None
+    inside: bool = False
 
 
 class InstallPlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -111,8 +111,10 @@ class Store:
         """Raises ConfigError where a file that no install has written has the plan's name."""
         path = self.yaml(plan.name)
         if os.path.lexists(path) and plan.name not in locked.models and _text(path) != plan.yaml:
+            other = next((name for name in locked.models if file_stem(name) == file_stem(plan.name)), None)
+            whose = f"is of the model {other}" if other is not None else "was not written by an install"
             raise ConfigError(
-                f"{path} is there already and was not written by an install, so it stays as it is: "
+                f"{path} is there already and {whose}, so it stays as it is: "
                 "rename or delete it, or install the model under another name",
                 field="name",
             )
@@ -126,13 +128,18 @@ class Store:
             return path
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(plan.yaml)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            path.replace(path.with_name(f"{path.name}.bak"))
-        temporary.replace(path)
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(plan.yaml)
+                file.flush()
+                os.fsync(file.fileno())
+            if path.exists():
+                path.replace(path.with_name(f"{path.name}.bak"))
+            temporary.replace(path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
         return path
 
 

@@ -19,7 +19,6 @@ from llmgallery.catalog.install.plan import InstallPlan, PlannedFile
 from llmgallery.catalog.install.remove import delete, needs
 from llmgallery.catalog.install.store import Store, planned
 from llmgallery.catalog.lock import LockedFile, LockedModel, LockFile
-from llmgallery.catalog.locks import holding
 from llmgallery.core.errors import ConfigError, ModelNotFound
 from llmgallery.core.installs import FileProgress
 
@@ -49,6 +48,13 @@ class Work:
         await asyncio.to_thread(self.store.check_yaml, plan, locked)
         for check in self.checks:
             await check(plan)
+
+    def installed(self, name: str) -> LockedModel | None:
+        """As it is locked; None = it is not, or its YAML or one of its files is gone. Blocks."""
+        model = self.lock.read().models.get(name)
+        if model is None or not os.path.lexists(self.store.yaml(name)):
+            return None
+        return model if all(self.store.held(planned(file)) == file.size for file in model.files) else None
 
     def here(self, plan: InstallPlan, id: str) -> tuple[str, ...]:
         """Uris of the plan's files that are here and that no other unfinished job has brought, who may yet take them away."""
@@ -94,7 +100,7 @@ class Work:
 
     async def write(self, plan: InstallPlan, files: tuple[LockedFile, ...]) -> None:
         """The YAML and its lock entry. What an earlier install of the name has left over goes."""
-        async with holding(self.journals.lock_files()):
+        async with self.journals.holding_files():
             path = await asyncio.to_thread(self._write, plan, files)
         await self.on_change(path)
 
@@ -135,7 +141,7 @@ class Work:
         """First what would serve it, then its files, its lock entry last: who is killed meanwhile goes on from there."""
         path = await asyncio.to_thread(self._remove_yaml, name)
         await self.on_change(path)
-        async with holding(self.journals.lock_files()):
+        async with self.journals.holding_files():
             await asyncio.to_thread(self._remove_files, name, id)
 
     def _remove_yaml(self, name: str) -> Path:
@@ -157,7 +163,7 @@ class Work:
 
     async def undo(self, record: Record) -> None:
         """Delete what a job has brought, as far as nobody else needs it."""
-        async with holding(self.journals.lock_files()):
+        async with self.journals.holding_files():
             await asyncio.to_thread(self._undo, record)
 
     def _undo(self, record: Record) -> None:

@@ -92,7 +92,7 @@ def _running(data_dir: Path) -> Iterator[str]:
             text = path.read_text(encoding="utf-8", errors="replace")
         try:
             data = msgspec.json.decode(text)
-        except msgspec.DecodeError:
+        except (ValueError, RecursionError):
             data = None
         state = data.get("state", data) if isinstance(data, dict) else {}
         if not isinstance(state, dict) or state.get("phase") not in OVER:

@@ -69,12 +69,14 @@ def search(term: tuple[str, ...], tag: str | None, config: Path | None, models_d
 @click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="a key of an entry's model file, such as context_size=8192"
 )
+@click.option("--update", is_flag=True, help="bring what is installed already as it is offered now")
 @models_dir_option
 def install(
     names: tuple[str, ...],
     variant: str | None,
     name: str | None,
     assignments: tuple[str, ...],
+    update: bool,
     config: Path | None,
     models_dir: str | None,
 ) -> None:
@@ -82,19 +84,20 @@ def install(
 
     NAMES are those that `llmgallery search` finds, gallery@entry, owner/repo, owner/repo:QUANT or owner/repo/file.gguf. The
     server at LLMGALLERY_URL installs them when there is one that answers, else this process does; --models-dir names a folder
-    of this machine. What a Ctrl-C stops can be gone on with. Exit code 1 when one of them fails, 130 after Ctrl-C.
+    of this machine. What a Ctrl-C stops can be gone on with. A model that is installed as it is asked for stays as it is, with
+    what you changed in its YAML, unless you say --update. Exit code 1 when one of them fails, 130 after Ctrl-C.
     """
     from llmgallery.cli.library import opened
     from llmgallery.cli.portal import Portal
-    from llmgallery.service.brought import unread_keys
-    from llmgallery.service.jobs import Wanted
+    from llmgallery.service.install.brought import unread_keys
+    from llmgallery.service.install.jobs import Wanted
 
     if name is not None and len(names) > 1:
         raise click.UsageError("--name is for one model")
     overrides = assigned(assignments)
     if wrong := unread_keys(overrides):
         raise click.UsageError(f"--set {wrong[0]}")
-    wanted = [Wanted(reference=reference, name=name, variant=variant, overrides=overrides) for reference in names]
+    wanted = [Wanted(reference=reference, name=name, variant=variant, overrides=overrides, update=update) for reference in names]
     settings = settings_of(config, models_dir=models_dir)
     with Portal() as portal, opened(portal, settings, here=models_dir is not None) as door:
         errors: list[GalleryError] = []

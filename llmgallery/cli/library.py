@@ -21,7 +21,7 @@ from llmgallery.cli.stack import Stack, build
 from llmgallery.config.settings import Settings
 from llmgallery.core.errors import GalleryError
 from llmgallery.core.installs import Install
-from llmgallery.service.jobs import Jobs, Offer, Wanted
+from llmgallery.service.install.jobs import Jobs, Offer, Wanted
 
 
 class Found(msgspec.Struct, frozen=True):

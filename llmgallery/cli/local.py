@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from llmgallery.catalog.install import installer
 from llmgallery.cli.given import check_loadable
 from llmgallery.cli.stack import Stack, build
 from llmgallery.config.settings import Settings
@@ -30,6 +31,8 @@ class Local:
         return cls(stack, stack.settings.default_model if path is not None else None)
 
     async def __aenter__(self) -> Local:
+        """What a server logs of an install that failed is told as the command's own error."""
+        installer.log.addHandler(logging.NullHandler())
         await self._stack.gallery.start(serves=False)
         return self
 
@@ -46,7 +49,7 @@ class Local:
         """As Remote.ask."""
         generation = await self._stack.gallery.generate(Ask(model, (request,), stream=True))
         async with generation:
-            async for progress in _progress(generation):
+            async for progress in progress_of(generation):
                 yield progress
             await generation.accepted()
             yield None
@@ -54,19 +57,23 @@ class Local:
                 yield event
 
 
-async def _progress(generation: Generation) -> AsyncIterator[Progress]:
-    """Until the worker has taken the request, or has failed to."""
-    accepted = asyncio.ensure_future(generation.accepted())
-    try:
-        while not accepted.done():
+async def progress_of(generation: Generation) -> AsyncIterator[Progress]:
+    """Until the worker has taken the request, or has failed to. Who is slow to show it misses nothing."""
+    came: asyncio.Queue[Progress | None] = asyncio.Queue()
+
+    async def watch() -> None:
+        while True:
             if (progress := generation.progress) is not None:
-                yield progress
-            changed = asyncio.ensure_future(generation.changed())
-            try:
-                await asyncio.wait({accepted, changed}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                changed.cancel()
+                came.put_nowait(progress)
+            await generation.changed()
+
+    accepted = asyncio.ensure_future(generation.accepted())
+    accepted.add_done_callback(lambda _: came.put_nowait(None))
+    watching = asyncio.create_task(watch())
+    try:
+        while (progress := await came.get()) is not None:
+            yield progress
     finally:
         accepted.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):  # `accepted` raises it for the caller
-            await accepted
+        watching.cancel()
+        await asyncio.gather(accepted, watching, return_exceptions=True)  # what was wrong, `accepted` raises for the caller

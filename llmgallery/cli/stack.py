@@ -37,10 +37,10 @@ from llmgallery.core.errors import ConfigError
 from llmgallery.runtime.files import WeightFiles
 from llmgallery.runtime.manager import Manager
 from llmgallery.service.gallery import Gallery
-from llmgallery.service.installing import Installing
-from llmgallery.service.planning import Planner
-from llmgallery.service.policy import check_plan
-from llmgallery.service.preload import asked_for, preloads
+from llmgallery.service.install.installing import Installing
+from llmgallery.service.install.planning import Planner
+from llmgallery.service.install.policy import check_plan
+from llmgallery.service.install.preload import asked_for, preloads
 from llmgallery.templates import jinja, presets
 
 log = logging.getLogger(__name__)

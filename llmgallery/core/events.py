@@ -78,9 +78,8 @@ def joined(deltas: Sequence[TextDelta]) -> TextDelta:
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far a model is on its way to ready. `phase`: queued, planning, downloading, loading. `fraction`: 0 to 1, None = unknown.
-    `done_bytes` and `total_bytes` belong to the phase; total 0 = unknown.
-    """
+    """How far a model is on its way to ready. `fraction`: 0 to 1, None = unknown. `done_bytes` and `total_bytes` belong to the
+    phase; total 0 = unknown."""
 
     phase: Literal["queued", "planning", "downloading", "loading"]
     fraction: float | None = None

@@ -23,7 +23,7 @@ from llmgallery.metrics import Metrics
 from llmgallery.runtime.manager import Manager
 from llmgallery.service.demands import features_of, settle
 from llmgallery.service.generation import Generation
-from llmgallery.service.installing import Installing, arrive
+from llmgallery.service.install.installing import Installing, arrive
 from llmgallery.service.names import Absent, resolve
 from llmgallery.service.pooling import PoolAsk, Pooling, use_of
 from llmgallery.service.spread import Ask as Ask

@@ -10,11 +10,13 @@ import pytest
 from terminal import DEADLINE, Terminal, environment, llmgallery, serving
 
 from llmgallery import paths
-from llmgallery.cli.local import Local
+from llmgallery.cli.local import Local, progress_of
+from llmgallery.cli.stack import build
 from llmgallery.config.settings import Settings
 from llmgallery.core.events import Done, Progress
 from llmgallery.core.messages import say
 from llmgallery.core.requests import ChatRequest
+from llmgallery.service.gallery import Ask
 
 
 @pytest.fixture
@@ -45,6 +47,21 @@ async def test_progress_ends_before_the_answer_begins(folder):
             there = events.index(None)
             assert all(isinstance(event, Progress) for event in events[:there])
             assert [type(event) for event in events[there + 1 :]][-1] is Done and None not in events[there + 1 :]
+
+
+async def test_who_is_slow_to_show_progress_misses_no_phase(folder):
+    stack = build(Settings(models_dir=folder))
+    try:
+        await stack.gallery.start(serves=False)
+        async with await stack.gallery.generate(Ask("parrot", (ChatRequest((say("user", "Hi"),)),))) as generation:
+            events = progress_of(generation)
+            seen = [await anext(events)]
+            await generation.accepted()  # it is loaded before anybody looks again
+            seen += [event async for event in events]
+    finally:
+        await stack.close()
+    assert seen[0] == Progress("queued")
+    assert next(event for event in seen if event.phase == "loading") == Progress("loading", 0.0)
 
 
 def test_generate_is_run(folder):
@@ -79,6 +96,13 @@ def test_a_model_that_nobody_knows_is_told_in_terms_of_the_terminal(folder, name
     result = llmgallery("run", name, "Hi", cwd=folder.parent, LLMGALLERY_AUTO_INSTALL="off")
     assert result.returncode == 1
     assert "`llmgallery list` lists the models" in result.stderr and "/v1/" not in result.stderr
+
+
+def test_why_an_install_failed_is_told_once(folder):
+    """Nobody listens there."""
+    result = llmgallery("run", "no/such-model", "Hi", cwd=folder.parent, HF_ENDPOINT="http://127.0.0.1:9")
+    assert result.returncode == 1 and result.stderr.count("cannot be reached") == 1
+    assert result.stderr.splitlines()[-1].startswith("Error: http://127.0.0.1:9 cannot be reached")
 
 
 @pytest.mark.parametrize("path", ["./nofile.gguf", "../nofile", "/nowhere/nofile.yaml"])

@@ -142,6 +142,22 @@ def test_a_name_and_keys_of_ones_own(home: Home) -> None:
     assert (values["context_size"][0], values["parameters.top_k"][0]) == ("512", "7")
 
 
+def test_once_more_changes_nothing_but_with_update(home: Home) -> None:
+    home.run("install", "red", "--name", "mine", "--set", "context_size=512")
+    path = home.path / "models" / "mine.yaml"
+    edited = path.read_text() + "# edited\n"
+    path.write_text(edited)
+    asked = len(home.hub.requests)
+    for more in ([], ["--set", "context_size=512"]):
+        result = home.run("install", "red", "--name", "mine", *more)
+        assert (result.returncode, result.stdout) == (0, "installed mine from shelf@red\n"), result.stderr
+    assert len(home.hub.requests) == asked and path.read_text() == edited
+    result = home.run("install", "red", "--name", "mine", "--set", "context_size=512", "--update")
+    assert result.stdout == "installed mine from shelf@red\n", result.stderr
+    assert path.read_text() == edited.removesuffix("# edited\n")
+    assert path.with_name("mine.yaml.bak").read_text() == edited
+
+
 def test_the_commands_of_the_docs_work(home: Home) -> None:
     text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
     _, _, section = text.partition("## Installing models\n")
@@ -270,7 +286,8 @@ def test_a_server_installs_and_goes_on_without_us(home: Home) -> None:
         assert followed.returncode == 0 and "state\tinstalled" in followed.stdout, followed.stderr
         assert away.run("install", "red", **url).stdout == "installed red from shelf@red\n"
         assert (models / "red.yaml").exists()
-        assert away.run("remove", "red", **url).stdout == "removed red\n"
+        removed = away.run("remove", "red", **url)
+        assert removed.stdout == "removed red\n", removed.stderr
         assert not (models / "red.yaml").exists()
         refused = away.run("install", "reed", **url)
         assert refused.returncode == 1 and "reed" in refused.stderr

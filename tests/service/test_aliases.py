@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llmgallery.backends.loader import specs
 from llmgallery.config.load import parse_model
-from llmgallery.service.aliases import add_alias
+from llmgallery.service.install.aliases import add_alias
 
 FILE = Path("model.yaml")
 

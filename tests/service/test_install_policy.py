@@ -1,5 +1,6 @@
 """What may be installed: a table of settings, what is asked for, and the setting that a refusal names."""
 
+import re
 from typing import Any
 
 import pytest
@@ -8,8 +9,9 @@ from llmgallery.catalog.install.job import Asked
 from llmgallery.catalog.install.plan import InstallPlan, PlannedFile
 from llmgallery.config.settings import Settings
 from llmgallery.config.units import Bytes
-from llmgallery.core.errors import NotAllowed
-from llmgallery.service.policy import Source, brings_files, check_asked, check_plan
+from llmgallery.core.errors import InvalidField, NotAllowed
+from llmgallery.service.install.brought import check_brought
+from llmgallery.service.install.policy import Source, check_asked, check_plan
 
 GIB = 2**30
 
@@ -119,16 +121,41 @@ def test_other_formats_are(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "brings"),
+    ("brought", "field"),
     [
-        (Asked(reference="qwen"), False),
-        (Asked(reference="qwen", overrides={"context_size": 512, "parameters": {"temperature": 0}}), False),
-        (Asked(reference="qwen", files=({"uri": "https://example.org/m.gguf"},)), True),
-        (Asked(reference="qwen", overrides={"parameters": {"model": "owner/other"}}), True),
-        (Asked(reference="qwen", overrides={"model": "owner/other"}), True),
-        (Asked(reference="qwen", overrides={"lora_adapters": ["owner/other/a.gguf"]}), True),
-        (Asked(reference="qwen", overrides={"parameters": "model"}), False),
+        ({}, None),
+        ({"overrides": {"context_size": 512, "parameters": {"temperature": 0}}}, None),
+        ({"files": ({"uri": "https://example.org/m.gguf"},)}, "files[0].uri"),
+        ({"overrides": {"parameters": {"model": "owner/other"}}}, "overrides.parameters.model"),
+        ({"overrides": {"model": "owner/other"}}, "overrides.model"),
+        ({"overrides": {"lora_adapters": ["owner/other/a.gguf"]}}, "overrides.lora_adapters.0"),
+        ({"overrides": {"download_files": {"uri": "https://example.org/x"}}}, "overrides.download_files[0].uri"),
+        ({"overrides": {"parameters": "model"}}, None),
     ],
 )
-def test_an_entry_is_no_cover_for_files_of_the_requests_own(asked: Asked, brings: bool) -> None:
-    assert brings_files(asked) == brings
+def test_an_entry_is_no_cover_for_files_of_the_requests_own(brought: dict[str, Any], field: str | None) -> None:
+    asked = Asked(reference="qwen", name="mine", **brought)
+    check_brought(Settings(auto_install="hub"), asked)
+    if field is None:
+        check_brought(Settings(auto_install="gallery"), asked)
+        return
+    for setting in ("gallery", "off"):
+        with pytest.raises(NotAllowed, match=re.escape(f"the model 'mine': {field} is a file of the request's own")) as caught:
+            check_brought(Settings(auto_install=setting), asked)
+        assert caught.value.hints == ("auto_install: hub",)
+
+
+@pytest.mark.parametrize(
+    ("brought", "field"),
+    [
+        ({"files": ({"uri": "FILE:///etc/passwd"},)}, "files[0].uri"),
+        ({"files": ({"uri": "https://example.org/m.gguf"}, {"uri": " http://10.0.0.1/x "})}, "files[1].uri"),
+        ({"overrides": {"lora_adapter": "http://localhost:9/x.gguf"}}, "overrides.lora_adapter"),
+        ({"overrides": {"download_files": [{"uri": "https://[::1]/x"}]}}, "overrides.download_files[0].uri"),
+        ({"overrides": {"parameters": {"prompt_cache_path": "x"}}}, "overrides.prompt_cache_path"),
+    ],
+)
+def test_what_no_request_may_bring(brought: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidField) as caught:
+        check_brought(Settings(auto_install="hub"), Asked(reference="qwen", **brought))
+    assert caught.value.field == field

@@ -153,3 +153,106 @@ def test_a_name_that_is_nearly_an_entrys_brings_the_entry(home: Home) -> None:
     assert not home.hub.requests
     with serving(home, auto_install="off") as server:
         assert "hints" not in error_of(post(server, "tiny-q4-k-m"))
+
+
+# --- once more ---------------------------------------------------------------------------------------------------------------
+
+
+def apply(server: LiveServer, **fields: Any) -> dict[str, Any]:
+    """The job, once it is over."""
+    with server.http() as client:
+        reply = client.post("/models/apply", json=fields)
+        assert reply.status_code == 200, reply.text
+        path = f"/models/jobs/{reply.json()['uuid']}"
+        body: dict[str, Any] = client.get(path).json()
+        return body if body["processed"] else (server.until(lambda: _over(client.get(path).json())) or {})
+
+
+def _over(body: dict[str, Any]) -> dict[str, Any] | None:
+    return body if body["processed"] else None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"id": "tiny"},
+        {"id": "mine@tiny", "name": "other"},
+        {"id": "tiny", "variant": "tiny-q4_k_m"},
+        {"id": "tiny", "overrides": {"context_size": 512}},
+        {"id": f"{REPO}:Q8_0"},
+        {"id": REPO, "variant": "Q4_K_M", "name": "small-one"},
+    ],
+)
+def test_who_applies_at_each_boot_finds_it_done(home: Home, fields: dict[str, Any]) -> None:
+    with serving(home) as server:
+        first = apply(server, **fields)
+        assert first["message"] == "completed", first
+        [path] = home.models.glob("*.yaml")
+        edited = path.read_text() + "stopwords: [mine]\n"
+        path.write_text(edited)
+        asked = len(home.hub.requests)
+        again = apply(server, **fields)
+        assert again["id"] == first["id"]
+    with serving(home) as server:
+        job = apply(server, **fields)
+        assert (job["message"], job["name"], job["source"]) == ("completed", first["name"], first["source"])
+        assert [(file["done"], file["total"]) for file in job["files"]] == [
+            (file["done"], file["total"]) for file in first["files"]
+        ]
+    assert len(home.hub.requests) == asked  # nobody was asked for anything
+    assert path.read_text() == edited and list(home.models.glob("*.bak")) == []
+
+
+def test_a_finished_job_is_made_up_once_where_the_first_is_forgotten(home: Home) -> None:
+    with serving(home) as server:
+        apply(server, id="tiny", name="mine")
+        for journal in (home.folder / "data" / "jobs").glob("*.json"):
+            journal.unlink()
+    with serving(home) as server, server.http() as client:
+        first = apply(server, id="tiny", name="mine")
+        assert (first["message"], first["progress"], first["total_bytes"]) == ("completed", 100.0, len(home.data))
+        assert apply(server, id="tiny", name="mine")["id"] == first["id"]
+        assert len(client.get("/models/jobs").json()) == 1
+
+
+def test_what_asks_for_something_else_is_work(home: Home) -> None:
+    with serving(home) as server:
+        first = apply(server, id="tiny")
+        [path] = home.models.glob("*.yaml")
+        more = apply(server, id="tiny", overrides={"context_size": 512})
+        assert more["id"] != first["id"] and "context_size: 512" in path.read_text()
+        assert path.with_name("tiny.yaml.bak").exists()
+        assert apply(server, id="tiny", name="second")["name"] == "second"
+        files = {file for file in (home.folder / "hf").rglob("*.gguf") if file.is_file()}
+        for file in files:
+            file.unlink()
+        mended = apply(server, id="tiny")
+        assert mended["message"] == "completed" and mended["id"] not in (first["id"], more["id"])
+        assert {file for file in (home.folder / "hf").rglob("*.gguf") if file.is_file()} == files
+
+
+def test_an_update_is_asked_for(home: Home) -> None:
+    with serving(home) as server:
+        first = apply(server, id=f"{REPO}:Q8_0")
+        [path] = home.models.glob("*.yaml")
+        path.write_text(path.read_text() + "stopwords: [mine]\n")
+        home.hub.add(REPO, BIG, home.data + bytes(8))
+        assert apply(server, id=f"{REPO}:Q8_0")["id"] == first["id"]
+        newer = apply(server, id=f"{REPO}:Q8_0", update=True)
+        assert newer["message"] == "completed" and newer["source"] != first["source"]
+        assert newer["total_bytes"] == len(home.data) + 8
+        assert newer["source"].rpartition("@")[2] in path.read_text()
+        assert "stopwords: [mine]" in path.with_name(f"{path.name}.bak").read_text()
+
+
+def test_a_preload_is_done_once_and_again_when_it_is_changed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = home.models / "mine.yaml"
+    for size, extra in ((512, "# edited\n"), (512, ""), (1024, "")):
+        monkeypatch.setenv("PRELOAD_MODELS", f'[{{"id": "tiny", "name": "mine", "overrides": {{"context_size": {size}}}}}]')
+        with serving(home, auto_install="off") as server, server.http() as client:
+            server.until(lambda size=size: path.exists() and f"context_size: {size}" in path.read_text())
+            server.until(lambda: all(body["processed"] for body in client.get("/models/jobs").json().values()))
+            bodies = client.get("/models/jobs").json()
+        assert len(bodies) == (1 if size == 512 else 2)
+        path.write_text(path.read_text() + extra)
+    assert "edited" in path.with_name("mine.yaml.bak").read_text()

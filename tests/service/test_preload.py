@@ -6,7 +6,7 @@ import pytest
 
 from llmgallery.catalog.install.job import Asked
 from llmgallery.core.errors import ConfigError
-from llmgallery.service.preload import asked_for, preloads
+from llmgallery.service.install.preload import asked_for, preloads
 
 
 def test_both_variables_and_all_keys(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import msgspec
 from llmgallery.api.dialects.localai.schema import ApplyBody, AskedFile, ImportBody
 from llmgallery.core.errors import ErrorInfo, InvalidField
 from llmgallery.core.installs import FileProgress, Install
-from llmgallery.service.jobs import GalleryState, Offer, Wanted
+from llmgallery.service.install.jobs import GalleryState, Offer, Wanted
 
 SCHEMES = ("https", "http", "huggingface", "hf", "github")
 """Of what requests may name. http is for loopback only, which the service sees to: it follows redirects, too."""
@@ -95,6 +95,7 @@ def wanted(body: ApplyBody) -> Wanted:
         variant=body.variant or None,
         overrides=body.overrides or {},
         files=tuple(map(_file, body.files or ())),
+        update=body.update or False,
     )
 
 

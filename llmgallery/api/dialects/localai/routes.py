@@ -17,9 +17,9 @@ from llmgallery.api.dialects.localai.convert import JobBody, job_body
 from llmgallery.api.dialects.localai.events import OVER, JobEvents
 from llmgallery.api.errors import JOB, JSON, JobNotFound
 from llmgallery.core.installs import Install
-from llmgallery.service.brought import unread_keys
 from llmgallery.service.gallery import Gallery
-from llmgallery.service.jobs import Jobs, Wanted
+from llmgallery.service.install.brought import unread_keys
+from llmgallery.service.install.jobs import Jobs, Wanted
 
 AnyRequest = Request[Any, Any, Any]
 

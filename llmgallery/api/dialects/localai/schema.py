@@ -19,7 +19,7 @@ class AskedFile(msgspec.Struct):
 
 class ApplyBody(msgspec.Struct, kw_only=True):
     """POST /models/apply. `id`: `name`, `gallery@name` or a Hub id; `url`: the address of an entry that no gallery has, which
-    older clients call `config_url`. `name`: what the model shall be called."""
+    older clients call `config_url`. `name`: what the model shall be called. `update`: ours."""
 
     id: str | None = None
     url: str | None = None
@@ -28,6 +28,7 @@ class ApplyBody(msgspec.Struct, kw_only=True):
     variant: str | None = None
     overrides: dict[str, Any] | None = None
     files: list[AskedFile] | None = None
+    update: bool | None = None
 
 
 class Preferences(msgspec.Struct, kw_only=True):

@@ -8,11 +8,10 @@ process) needs no `auto_install`. The limits (owners, licences, size) hold for b
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from llmgallery.catalog.install.job import Asked
 from llmgallery.catalog.install.plan import InstallPlan
 from llmgallery.catalog.reference import parse_reference
 from llmgallery.config.settings import Settings
@@ -22,7 +21,6 @@ Source = Literal["gallery", "hub"]
 Origin = Literal["request", "operator"]
 
 _PICKLE = re.compile(r"(\.(pkl|pickle|pt|pth|ckpt)|(^|/)pytorch_model[^/]*\.bin)$", re.IGNORECASE)
-_NAMES_FILES = frozenset({"model", "mmproj", "draft_model", "lora_adapter", "lora_adapters", "lora_base"})
 _UNKNOWN = ("", "other", "unknown")
 """What the Hub's cards say of a licence when they say nothing."""
 
@@ -35,13 +33,6 @@ def check_asked(settings: Settings, name: str, source: Source, owner: str | None
         _check_owner(settings, name, owner)
 
 
-def brings_files(asked: Asked) -> bool:
-    """The request names files of its own: then it may be anything, whichever entry it is laid over."""
-    parameters = asked.overrides.get("parameters")
-    own = isinstance(parameters, Mapping) and "model" in parameters
-    return bool(asked.files) or own or not _NAMES_FILES.isdisjoint(asked.overrides)
-
-
 def check_plan(settings: Settings, plan: InstallPlan) -> None:
     """Once it is known what would be fetched, before the first byte of it. Raises NotAllowed."""
     for file in plan.files:
@@ -52,14 +43,14 @@ def check_plan(settings: Settings, plan: InstallPlan) -> None:
     _check_size(settings, plan)
 
 
-def check_source(settings: Settings, name: str, source: Source) -> None:
-    """Raises NotAllowed for what no request may install."""
+def check_source(settings: Settings, name: str, source: Source, why: str = "") -> None:
+    """Raises NotAllowed for what no request may install. `why`: what makes it an install of this source."""
     allowed = settings.installable()
     if allowed == "hub" or (allowed == "gallery" and source == "gallery"):
         return
-    what = "an entry of a gallery" if source == "gallery" else "not what a gallery has, but of the Hub, or of the request's own"
+    what = why or ("it is an entry of a gallery" if source == "gallery" else "it is of the Hub or an address, not a gallery's")
     because = "" if settings.auto_install else f", which holds while the server listens on {settings.host or 'all interfaces'}"
-    message = f"requests may not install the model {name!r}: it is {what}, and the setting is auto_install: {allowed}{because}"
+    message = f"requests may not install the model {name!r}: {what}, and the setting is auto_install: {allowed}{because}"
     raise _refusal(message, f"auto_install: {source}")
 
 

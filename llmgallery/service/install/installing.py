@@ -10,22 +10,25 @@ from typing import Any
 
 from llmgallery.backends.loader import specs
 from llmgallery.catalog.gallery.library import Library
+from llmgallery.catalog.gallery.search import Found
 from llmgallery.catalog.install.installer import Installer
 from llmgallery.catalog.install.job import Asked, Job
 from llmgallery.catalog.install.plan import InstallPlan
 from llmgallery.catalog.install.write import checked
 from llmgallery.catalog.lock import LockFile
 from llmgallery.catalog.reference import HubReference, parse_reference
-from llmgallery.catalog.registry import Entry, Registry
+from llmgallery.catalog.registry import Entry, Registry, Snapshot
 from llmgallery.config.outside import Outside
 from llmgallery.config.settings import Settings
-from llmgallery.core.errors import ConfigError, GalleryError, ModelNotFound, Overloaded
+from llmgallery.core.errors import ConfigError, GalleryError, ModelBroken, ModelNotFound, Overloaded
 from llmgallery.core.installs import Install
 from llmgallery.runtime.manager import OnBytes
-from llmgallery.service import policy
+from llmgallery.service.install import policy
+from llmgallery.service.install.brought import check_brought
+from llmgallery.service.install.planning import is_address
+from llmgallery.service.install.policy import Origin
+from llmgallery.service.install.unchanged import is_unchanged
 from llmgallery.service.names import Absent, lookup
-from llmgallery.service.planning import is_address
-from llmgallery.service.policy import Origin
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,8 @@ class Installing:
         self._starting: asyncio.Task[None] | None = None
         self._preloading: asyncio.Task[None] | None = None
         self._noted = asyncio.Event()
+        self._change = asyncio.Event()
+        installer.on_state = self._changed
 
     async def start(self, reading: Awaitable[Any] | None) -> None:
         """Begins to read the galleries and, once the folder is read (`reading`), to go on with what was broken off and to
@@ -99,13 +104,20 @@ class Installing:
             await self._noted.wait()
 
     async def _preloaded(self, asked: Asked) -> None:
-        """Nobody waits for it: what goes wrong is logged."""
+        """Nobody waits for it: what goes wrong is logged. A model that is here stays as it is, unless it was installed and is
+        now wanted with other settings."""
         name = asked.name or asked.reference
         try:
-            if await self.here(asked) is None:
+            if (entry := await self.here(asked)) is None or await self._is_to_change(entry, asked):
                 await self.begin(asked, "operator").wait()
         except GalleryError as error:
             log.warning("preload: %s is not installed: %s", name, error.message)
+
+    async def _is_to_change(self, entry: Entry, asked: Asked) -> bool:
+        if not asked.overrides and not asked.files:
+            return False
+        locked = await asyncio.to_thread(self._lock.read)
+        return entry.name in locked.models and await self.unchanged(asked) is None
 
     async def aclose(self) -> None:
         """Stops all jobs; what has come is kept, and they go on at the next start."""
@@ -162,13 +174,24 @@ class Installing:
             raise Overloaded(message, retry_after=AGAIN_SECONDS, job=job.id) from None
         return self._future(plan), job
 
+    async def begun(self, asked: Asked, origin: Origin, *, update: bool) -> Job:
+        """As `begin`; where just this is installed, and it is not to be brought up to date, a job that is over."""
+        self._check(asked, origin)
+        name = await self.unchanged(asked) if not update else None
+        settled = await self.installer.settled(asked, name) if name is not None else None
+        return settled or self.installer.install(asked)
+
     def begin(self, asked: Asked, origin: Origin = "request") -> Job:
-        """The job that installs this: a new one, or the one that runs already. Raises NotAllowed, and ModelNotFound for what
-        nobody knows."""
-        source, owner = self._where(asked.reference)
-        source = "hub" if policy.brings_files(asked) else source
-        policy.check_asked(self._settings, asked.reference, source, owner, origin)
+        """The job that installs this: a new one, or the one that runs already. Raises NotAllowed and InvalidField, and
+        ModelNotFound for what nobody knows."""
+        self._check(asked, origin)
         return self.installer.install(asked)
+
+    def _check(self, asked: Asked, origin: Origin) -> None:
+        source, owner = self._where(asked.reference)
+        policy.check_asked(self._settings, asked.reference, source, owner, origin)
+        if origin == "request":
+            check_brought(self._settings, asked)
 
     async def here(self, asked: Asked) -> Entry | None:
         """The model, where it has been installed, perhaps under another of its names. Asks no network."""
@@ -178,12 +201,38 @@ class Installing:
         found = self.library.find(asked.reference)
         if found is None or asked.name is not None or asked.overrides or asked.files or found.quant is not None:
             return None
-        variants = () if found.chosen else self.library.contents.variants(found.entry)
-        sources = {entry.id for entry in (found.entry, *variants)}
+        sources = self._sources(found)
         locked = await asyncio.to_thread(self._lock.read)
         snapshot = self._registry.snapshot  # an install may have ended meanwhile
         names = [name for name, model in locked.models.items() if model.source in sources]
         return lookup(name, snapshot) or next((snapshot.entries[name] for name in names if name in snapshot.entries), None)
+
+    async def own_name(self, name: str) -> str:
+        """The name of the installed model that has this alias, as one has that was asked for in another way; else `name`."""
+        snapshot = self._registry.snapshot
+        entry = snapshot.aliases.get(name) if name not in snapshot.entries else None
+        locked = await asyncio.to_thread(self._lock.read)
+        return entry.name if entry is not None and entry.name in locked.models and name not in locked.models else name
+
+    async def unchanged(self, asked: Asked) -> str | None:
+        """The installed model that is just what is asked for, by its name; None = there is something to do, or that cannot be
+        told offline. Its YAML counts as it is now. Asks no network."""
+        found, locked = self.library.find(asked.reference), await asyncio.to_thread(self._lock.read)
+        snapshot, sources = self._registry.snapshot, self._sources(found) if found is not None else frozenset()
+        for name in _names(asked, found):
+            entry = _present(name, snapshot)
+            model = locked.models.get(entry.name) if entry is not None else None
+            if entry is None or model is None:
+                continue
+            text = await asyncio.to_thread(_text, entry)
+            if is_unchanged(asked, found, sources, model, text):
+                return entry.name
+        return None
+
+    def _sources(self, found: Found) -> frozenset[str]:
+        """What installs of it may have come from."""
+        variants = () if found.chosen else self.library.contents.variants(found.entry)
+        return frozenset(entry.id for entry in (found.entry, *variants))
 
     def installed(self) -> tuple[frozenset[str], frozenset[str]]:
         """The sources of all models that were installed and are here, and the names of all models. Blocks (a file)."""
@@ -194,6 +243,15 @@ class Installing:
     def jobs(self) -> list[Install]:
         """Those that run, and the last ones that ended."""
         return self.installer.jobs()
+
+    @property
+    def change(self) -> asyncio.Event:
+        """Set as soon as a job's state is another than now, or there is a new one."""
+        return self._change
+
+    def _changed(self, state: Install) -> None:
+        self._change.set()
+        self._change = asyncio.Event()
 
     def _where(self, reference: str) -> tuple[policy.Source, str | None]:
         """Raises ModelNotFound."""
@@ -223,6 +281,36 @@ async def arrive(job: Job, on_bytes: OnBytes) -> None:
         if state.phase == "downloading":
             on_bytes(state.done_bytes, state.total_bytes or 0)
     await job.wait()
+
+
+def _names(asked: Asked, found: Found | None) -> list[str]:
+    """What an earlier install of the same may have called it."""
+    if asked.name is not None:
+        return [asked.name]
+    names = [asked.reference]
+    if found is not None:
+        names += [asked.reference.removeprefix(f"{found.entry.gallery}@")]
+        names += [found.entry.name, found.entry.id] if found.quant is None else []
+    elif (reference := _hub(asked.reference)) is not None:
+        names += [str(reference)]
+    return list(dict.fromkeys(names))
+
+
+def _present(name: str, snapshot: Snapshot) -> Entry | None:
+    """The model of this name, also one that the user has switched off."""
+    try:
+        return lookup(name, snapshot)
+    except ModelBroken:
+        return None
+    except ModelNotFound:
+        return snapshot.disabled.get(name)
+
+
+def _text(entry: Entry) -> str:
+    try:
+        return entry.path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""  # it is gone meanwhile
 
 
 def _bounded(wait: float) -> float | None:

@@ -15,24 +15,22 @@ from llmgallery.catalog.reference import parse_reference
 from llmgallery.config.settings import Settings
 from llmgallery.core.errors import ConfigError, InvalidField, ModelNotFound, NotAllowed
 from llmgallery.core.installs import Install
-from llmgallery.service.brought import check_brought
-from llmgallery.service.installing import Installing
-from llmgallery.service.policy import Origin
-
-LOOK_SECONDS = 0.2
-"""How often all jobs are looked at for somebody who follows them all."""
+from llmgallery.service.install.installing import Installing
+from llmgallery.service.install.policy import Origin
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """What somebody wants installed. `reference`: `name`, `gallery@name`, a Hub id, or the address of an entry. `name`: what
     the model shall be called. `variant`: an entry or a quantisation, to be taken in place of what would be chosen.
-    `overrides`: keys of a model file. `files`: more files, each with uri and perhaps filename and sha256."""
+    `overrides`: keys of a model file. `files`: more files, each with uri and perhaps filename and sha256. `update`: what is
+    installed already is brought as it is offered now, and its YAML written anew."""
 
     reference: str
     name: str | None = None
     variant: str | None = None
     overrides: dict[str, Any] = {}
     files: tuple[dict[str, str], ...] = ()
+    update: bool = False
 
 
 class Offer(msgspec.Struct, frozen=True):
@@ -73,24 +71,24 @@ class Jobs:
     # --- what is begun --------------------------------------------------------------------------------------------------
 
     async def apply(self, wanted: Wanted) -> Install:
-        """The job that installs it, begun or joined. Raises NotAllowed, ModelNotFound, InvalidField."""
+        """The job that installs it, begun or joined; one that is over where just that is installed, unless it is to be updated.
+        Raises NotAllowed, ModelNotFound, InvalidField."""
         await self._installing.noted()
         await self._installing.ready()
         asked = self._asked(wanted)
-        if self._origin == "request":
-            check_brought(self._settings, asked.name or asked.reference, asked.overrides, asked.files)
-        else:
+        if self._origin == "operator":
             await self.take_up(asked)
-        return self._installing.begin(asked, self._origin).state
+        return (await self._installing.begun(asked, self._origin, update=wanted.update)).state
 
     async def take_up(self, asked: Asked) -> None:
         """Go on with what was broken off of the same, unless another process is at it. A server did so when it started."""
         await self._installing.installer.resume(asked)
 
     async def remove(self, name: str) -> Install:
-        """The job that removes a model with what only it needs. Raises ModelNotFound, NotAllowed."""
+        """The job that removes a model, by its name or an alias, with what only it needs. Raises ModelNotFound, NotAllowed."""
         self._check_may_change(f"the model {name!r} is not removed")
-        return (await self._installing.installer.remove(name)).state
+        await self._installing.noted()
+        return (await self._installing.installer.remove(await self._installing.own_name(name))).state
 
     async def cancel(self, id: str) -> Install | None:
         """The job as it then is; None = there is none of this id. What it has fetched is deleted. Raises NotAllowed."""
@@ -157,12 +155,13 @@ class Jobs:
         """Each job now, then each that is new or has changed. Does not end."""
         seen: dict[str, Install] = {}
         while True:
+            change = self._installing.change  # taken first: what changes from here on sets it
             states = self.all()
             for state in states:
                 if seen.get(state.id) != state:
                     yield state
             seen = {state.id: state for state in states}
-            await asyncio.sleep(LOOK_SECONDS)
+            await change.wait()
 
     async def offers(self, text: str = "", tag: str | None = None) -> list[Offer]:
         """Entries of all galleries: those that fit the words, best first; without words all of them."""

@@ -15,9 +15,10 @@ from llmgallery.catalog.gallery.choose_variant import Host
 from llmgallery.catalog.gallery.entry import Composed, EntryFile, GalleryEntry
 from llmgallery.catalog.gallery.library import Library
 from llmgallery.catalog.gallery.search import Found
-from llmgallery.catalog.gallery.sources import BUILTIN, WebPlace, base_place
+from llmgallery.catalog.gallery.sources import base_place
 from llmgallery.catalog.hub import Hub
 from llmgallery.catalog.install.choose import quantisation
+from llmgallery.catalog.install.entry_files import check_uri
 from llmgallery.catalog.install.from_entry import Surroundings, plan_entry
 from llmgallery.catalog.install.header import Judged, judged, remote_header
 from llmgallery.catalog.install.hub_plan import plan_hub
@@ -30,10 +31,8 @@ from llmgallery.config.model import ModelConfig
 from llmgallery.config.outside import Outside
 from llmgallery.core.errors import BadWeights, InvalidField, LoadError, ModelNotFound
 from llmgallery.runtime import memory
-from llmgallery.service.aliases import with_alias
-
-_ANYWHERE = WebPlace("https://example.com/")
-"""A place on the network: what a request names may lead where a gallery from there may."""
+from llmgallery.service.install.aliases import with_alias
+from llmgallery.service.install.brought import ANYWHERE
 
 Room = Callable[[], tuple[int, int]]
 """Bytes that are free now, and those that one model could have if it were alone with the pinned ones."""
@@ -80,7 +79,7 @@ class Planner:
             if given:
                 raise InvalidField(f"{key}: a Hub id has none; change the model's YAML once it is installed", field=key)
         room = self._room()
-        plan = await self._hub_plan(reference, asked.name or str(reference), room)
+        plan = await self._hub_plan(reference, asked.name or _written(reference), room)
         if plan.memory_bytes is not None and plan.memory_bytes > room[1]:
             fitting = await self._fitting(reference, plan, room)
             raise _too_large(plan.name, plan.memory_bytes, room[1], fitting)
@@ -122,9 +121,9 @@ class Planner:
     async def _from_address(self, asked: Asked) -> InstallPlan:
         """An entry that no gallery has: its base file's address, with what the request lays over it. Raises ConfigError for an
         address inside this machine or its network."""
-        base_place(asked.reference, _ANYWHERE)
+        base_place(asked.reference, ANYWHERE)
         name = asked.name or PurePosixPath(asked.reference.partition("@")[0]).stem
-        entry = GalleryEntry(name=name, gallery=BUILTIN, url=asked.reference, source=asked.reference)
+        entry = GalleryEntry(name=name, gallery="", url=asked.reference, source=asked.reference)
         plan = await self._of_entry(entry, asked, name)
         return msgspec.structs.replace(await self._weighed(plan, entry), source=asked.reference)
 
@@ -161,6 +160,9 @@ class Planner:
         """Bytes of all files, by asking for each."""
         if composed is None or not composed.files:
             return None
+        for file in composed.files:
+            if "://" in file.uri:
+                check_uri(entry, file.uri)
         files = await asyncio.gather(*(self._pin(file.uri) for file in composed.files))
         sizes = [file.size for file in files]
         return None if None in sizes else sum(size for size in sizes if size is not None)
@@ -203,6 +205,14 @@ def judge(room: tuple[int, int], config: ModelConfig, files: tuple[Path, ...]) -
     free, most = room
     takes = memory.plan(config, Files(files), free, most).bytes
     return Judged(takes, takes <= most)
+
+
+def _written(reference: HubReference) -> str:
+    """With a quantisation in capitals, as repos write them: two who ask at the same time for q8_0 and Q8_0 get one model, and
+    one file, whatever the file system says of small letters."""
+    quant = reference.quant or ""
+    known = quantisation(f"{quant}.gguf")[1].upper()
+    return str(msgspec.structs.replace(reference, quant=known) if known and known == quant.upper() else reference)
 
 
 def _too_large(name: str, needs: int, most: int, fitting: str | None) -> LoadError:

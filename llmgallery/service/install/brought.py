@@ -1,21 +1,27 @@
-"""What a request may bring along with the name of a model: files, and keys of its YAML. Pure."""
+"""What a request may bring along with the name of a model: files, and keys of its YAML. Pure.
+
+An entry is no cover for other files: who may install only what galleries have names none, in whatever key.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llmgallery.catalog.gallery.compose import compose
 from llmgallery.catalog.gallery.entry import Composed, GalleryEntry
 from llmgallery.catalog.gallery.sources import WebPlace, check_reach
 from llmgallery.catalog.install.entry_files import references
+from llmgallery.catalog.install.job import Asked
 from llmgallery.config.settings import Settings
-from llmgallery.core.errors import ConfigError, InvalidField, NotAllowed
+from llmgallery.core.errors import ConfigError, InvalidField
+from llmgallery.service.install.policy import check_source
 
 OPERATORS = ("trust_remote_code", "chat_template_file", "prompt_cache_path")
 """Keys by which a YAML runs code that comes with the weights, or reads and writes files of this machine."""
 
-_ANYWHERE = WebPlace("https://example.com/")
+ANYWHERE = WebPlace("https://example.com/")
+"""A place on the network: what a request names may lead where a gallery from there may."""
 
 
 def unread_keys(overrides: Mapping[str, Any]) -> tuple[str, ...]:
@@ -24,27 +30,21 @@ def unread_keys(overrides: Mapping[str, Any]) -> tuple[str, ...]:
     return (*composed.warnings, *composed.lifted)
 
 
-def check_brought(settings: Settings, name: str, overrides: Mapping[str, Any], files: Sequence[Mapping[str, str]]) -> None:
+def check_brought(settings: Settings, asked: Asked) -> None:
     """Raises InvalidField for what is the operator's to write, for files of this machine and addresses inside its network; and
     NotAllowed where requests install only what a gallery has, for files of the request's own."""
-    composed = _composed(overrides)
+    composed = _composed(asked.overrides)
     for key in _keys(composed.config):
         if key.rpartition(".")[2] in OPERATORS:
             message = f"overrides.{key}: requests cannot set it; write it into the model's YAML once it is installed"
             raise InvalidField(message, field=f"overrides.{key}")
     named = {f"overrides.{key}": value for key, value in references(composed.config).items()}
     named |= {f"overrides.download_files[{index}].uri": file.uri for index, file in enumerate(composed.files)}
-    named |= {f"files[{index}].uri": file["uri"] for index, file in enumerate(files)}
+    named |= {f"files[{index}].uri": str(file.get("uri") or "") for index, file in enumerate(asked.files)}
     for field, uri in named.items():
         _check_address(field, uri)
-    if named and settings.installable() != "hub":
-        field = next(iter(named))
-        raise NotAllowed(
-            f"requests may not install the model {name!r} with files of their own ({field}): the setting is auto_install: "
-            f"{settings.installable()}; `auto_install: hub` would allow it",
-            field="model",
-            hints=("auto_install: hub",),
-        )
+    if named:
+        check_source(settings, asked.name or asked.reference, "hub", f"{next(iter(named))} is a file of the request's own")
 
 
 def _check_address(field: str, uri: str) -> None:
@@ -53,7 +53,7 @@ def _check_address(field: str, uri: str) -> None:
         raise InvalidField(f"{field}: requests cannot name files of the server's machine: {uri!r}", field=field)
     if lower.startswith(("http://", "https://")):
         try:
-            check_reach(_ANYWHERE, WebPlace(uri.strip()))
+            check_reach(ANYWHERE, WebPlace(uri.strip()))
         except (ConfigError, ValueError) as error:
             raise InvalidField(
                 f"{field}: requests cannot name addresses inside the server's network: {error}", field=field

@@ -63,6 +63,22 @@ def test_a_refusal_names_the_setting(home: Home, settings: dict[str, Any], asked
     assert not list(home.models.glob("*.yaml"))
 
 
+def test_jobs_at_once_are_bounded_and_a_running_one_can_be_joined(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmgallery.service.install.installing.MOST_RUNNING", 1)
+    release = home.hub.hold(BIG, after=1000, least=100_000)
+    with serving(home) as server:
+        first = post(server, f"{REPO}:Q8_0", headers={"Prefer": "wait=0"})
+        again = post(server, f"{REPO}:Q8_0", headers={"Prefer": "wait=0"})
+        assert first.status_code == again.status_code == 503
+        assert error_of(first)["job"] == error_of(again)["job"] is not None
+        other = post(server, f"{REPO}:Q4_K_M")
+        assert (other.status_code, other.headers["retry-after"]) == (503, "10")
+        assert "installs are under way" in error_of(other)["message"]
+        release.set()
+        assert answer(post(server, f"{REPO}:Q8_0")) == ANSWER
+        assert answer(post(server, f"{REPO}:Q4_K_M")) == ANSWER
+
+
 def test_what_the_settings_allow_any_valid_key_may_install(home: Home) -> None:
     with serving(home, api_keys=["right"], auto_install="gallery") as server, server.http() as client:
         body = {"model": "tiny", "messages": user("What is the capital of France?"), "temperature": 0}

@@ -132,6 +132,13 @@ class Installer:
         _check_text(asked)
         return self._begin(asked, _removal(asked), deletion=True)
 
+    @property
+    def num_running(self) -> int:
+        return len(self._runs)
+
+    def is_running(self, asked: Asked) -> bool:
+        return asked.key in self._by_key
+
     def find(self, id: str) -> Job | None:
         return self._jobs.get(id)
 

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 SHORTEST_WAIT = 0.25
 """Seconds. A plan that is there already is found within this time, whatever the client prefers."""
+MOST_RUNNING = 64
+"""Jobs at once that requests may begin. Each costs requests to the Hub, and memory, however few files are fetched at a time."""
 AGAIN_SECONDS = 2.0
 """When to ask again for what is still being planned: that takes a few requests to the Hub."""
 
@@ -183,7 +185,7 @@ class Installing:
 
     def begin(self, asked: Asked, origin: Origin = "request") -> Job:
         """The job that installs this: a new one, or the one that runs already. Raises NotAllowed and InvalidField, and
-        ModelNotFound for what nobody knows."""
+        ModelNotFound for what nobody knows, Overloaded when too many run."""
         self._check(asked, origin)
         return self.installer.install(asked)
 
@@ -192,6 +194,8 @@ class Installing:
         policy.check_asked(self._settings, asked.reference, source, owner, origin)
         if origin == "request":
             check_brought(self._settings, asked)
+            if self.installer.num_running >= MOST_RUNNING and not self.installer.is_running(asked):
+                raise Overloaded(f"{MOST_RUNNING} installs are under way: ask again when some are over", retry_after=10)
 
     async def here(self, asked: Asked) -> Entry | None:
         """The model, where it has been installed, perhaps under another of its names. Asks no network."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-SLOWDOWN = 2.25
+SLOWDOWN = 2.8
 AIM = 0.9
 """The target stays this far below what is allowed: costs scatter."""
 NEARLY = 1.1
 """As much more than the quickest step is as good as the quickest."""
 START = 32
-SMALLEST, LARGEST = 3, 20
+SMALLEST, LARGEST = 2, 20
 PROBE_EVERY = 32
 PROBE_REACH = 3
 STALE_CLASS = 256

@@ -12,7 +12,7 @@ from llmgallery.engine.prefixes import Placement, Reuse
 from llmgallery.engine.sequence import Sequence
 from llmgallery.engine.slots import SlotTable
 
-LEAST = 8
+LEAST = 4
 """Tokens of prompts in a step, however slow they are: prompts must come to an end too."""
 
 ROOMY = 0.8

@@ -301,7 +301,7 @@ def test_chains_that_look_at_all_tokens_have_none(sampling: Sampling) -> None:
         (Sampling(), LEAST_VOCAB),
         (Sampling(top_k=129), LEAST_DEAR_VOCAB),
         (Sampling(presence_penalty=1.0), LEAST_DEAR_VOCAB),
-        (Sampling(logit_bias={3: 1.0}, temperature=0.0), LEAST_DEAR_VOCAB),
+        (Sampling(logit_bias={3: 1.0}, temperature=0.0), LEAST_VOCAB),
     ],
 )
 def test_small_vocabularies_are_offered_as_a_whole(sampling: Sampling, least: int) -> None:

@@ -9,6 +9,7 @@ from caching_runner import END, CachingRunner, Steering, alone, text_of
 from llmgallery.core.errors import GalleryError
 from llmgallery.core.events import TokenLogprob
 from llmgallery.engine.plan import Plan, Sampled
+from llmgallery.engine.scheduler import LEAST
 
 
 class Talkative(CachingRunner):
@@ -129,7 +130,7 @@ def test_guesses_leave_room_for_prompts_and_for_the_limit():
     assert watched.tokens(1) == alone(prompt, 30)[0]
     assert all(plan.num_tokens <= 16 for plan in runner.plans)
     both = [plan for plan in runner.plans if len(plan.chunks) == 2]
-    assert both and all(len(plan.chunks[1].tokens) >= 8 for plan in both[:-1])
+    assert both and all(len(plan.chunks[1].tokens) >= LEAST for plan in both[:-1])
 
 
 def test_the_log_probabilities_of_a_prompt_come_once_with_its_first_output():

@@ -18,6 +18,7 @@ from llmgallery.engine.runner import NoRoom
 from llmgallery.engine.sequence import Sequence
 
 FULL, ABORTED = 1, 2
+_NO_PLAN = Plan()
 FAILURES = {
     -1: "llama.cpp refused a batch as invalid",
     -2: "llama.cpp had no memory to compute this step: lower parallel, parameters.batch or context_size",
@@ -103,7 +104,12 @@ class LlamaRunner:
                 if scored is None:
                     return None
                 scores[chunk.id] = scored
-        wanted = self._fill(plan)
+        prompts, rest = self._parts(plan)
+        if prompts.chunks:
+            self._fill(prompts)
+            if not self._compute(plan):
+                return None
+        wanted = self._fill(rest)
         if not self._compute(plan):
             return None
         sampled = {}
@@ -116,6 +122,18 @@ class LlamaRunner:
             else:
                 sampled[chunk.id] = self._sample(chunk, sequence, guesses, last)
         return sampled
+
+    def _parts(self, plan: Plan) -> tuple[Plan, Plan]:
+        """What is computed before the rest: parts of prompts, of which nothing is wanted yet, beside running answers.
+
+        Sequences with caches of their own llama.cpp computes in rounds, each of as many tokens of every sequence, and in a
+        round all attend over as many cells as the longest needs. A long prompt in the answers' round slows all of them down.
+        """
+        if not (plan.streams and not self._context.copies_are_free):
+            return _NO_PLAN, plan
+        first = tuple(chunk for chunk in plan.chunks if not chunk.samples and not chunk.scores)
+        rest = tuple(chunk for chunk in plan.chunks if chunk.samples or chunk.scores)
+        return (replace(plan, chunks=first), replace(plan, chunks=rest)) if rest else (_NO_PLAN, plan)
 
     def _fill(self, plan: Plan) -> list[tuple[Chunk, tuple[int, ...], int]]:
         """The plan into the batch, of a chunk that scores only the last token. For each chunk that samples or scores: it, its

@@ -31,7 +31,7 @@ class LlamaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stream_slowdown: Annotated[
         Annotated[float, Meta(ge=1.1)],
         Meta(description="how much slower a running answer's tokens may come while a prompt is computed"),
-    ] = 2.25
+    ] = 2.8
     speculative: Annotated[
         Literal["off", "prompt-lookup", "draft"] | None,
         Meta(description="guess tokens ahead: from the text so far, or with draft_model, which is the default when it is set"),

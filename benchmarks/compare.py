@@ -73,13 +73,17 @@ class Run:
     async def alternate(
         self, servers: list[Server], sample: Callable[[Server, str], Awaitable[dict[str, Any]]], repeats: int
     ) -> dict[str, list[dict[str, Any]]]:
-        """So many samples of each server, in turn, each with text of its own, and never while another still works."""
+        """So many samples of each server, in turn, each with text of its own, while the others are stopped."""
         found: dict[str, list[dict[str, Any]]] = {server.name: [] for server in servers}
         for _ in range(repeats):
             for server in servers:
                 for other in servers:
                     await other.settle()
-                found[server.name].append(await sample(server, secrets.token_hex(8)))
+                with contextlib.ExitStack() as stack:
+                    for other in servers:
+                        if other is not server:
+                            stack.enter_context(other.asleep())
+                    found[server.name].append(await sample(server, secrets.token_hex(8)))
         return found
 
 

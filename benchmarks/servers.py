@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -60,12 +61,28 @@ class Server:
                 return
         raise RuntimeError(f"{self.name} still works {SETTLE_SECONDS:g} s after its last answer")
 
+    @contextlib.contextmanager
+    def asleep(self) -> Iterator[None]:
+        """Its processes get no time until the block ends: that of an idle server may cost another one more than its own."""
+        pids = list(_tree(self.process.pid))
+        _signal(pids, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            _signal(pids, signal.SIGCONT)
+
     def memory(self) -> int:
         """RssAnon in bytes of the process that holds the model: of its processes the one with most."""
         return max(_rss_anon(pid) for pid in _tree(self.process.pid))
 
     def _cpu_seconds(self) -> float:
         return sum(_cpu_seconds(pid) for pid in _tree(self.process.pid))
+
+
+def _signal(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def command(side: Environment, setup: Setup, port: int, scratch: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks/ is no part of the package
 
 from benchmarks import compare, control, engine, make_model, measures, results  # noqa: E402
+from benchmarks.servers import Server  # noqa: E402
 from llmgallery import paths  # noqa: E402
 from llmgallery.backends.llamacpp.api import Model, ModelParams, start  # noqa: E402
-from llmgallery.cli.bench.client import Trace  # noqa: E402
+from llmgallery.cli.bench.client import Client, Target, Trace  # noqa: E402
 from llmgallery.cli.bench.workload import Workload, prompts  # noqa: E402
 
 TINY = make_model.Shape(layers=2, embedding=64, heads=4, kv_heads=2, feed_forward=128, vocab=2048)
@@ -109,6 +111,18 @@ def test_pauses_count_where_they_lie():
     found = measures.stalled([stream], Trace(4.5, (9.5,), 4000, 4))
     assert (found["loaded_max"], found["loaded_pauses"], found["first_token"]) == (5.0, 2, 5.0)
     assert found["idle_p95"] == 1.0
+
+
+def test_who_is_not_measured_gets_no_time():
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        server = Server("idle", process, Client(Target("http://127.0.0.1:1", "model")))
+        with server.asleep():
+            assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+        assert os.WIFCONTINUED(os.waitpid(process.pid, os.WCONTINUED)[1])
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_what_is_run_again_replaces_only_itself():

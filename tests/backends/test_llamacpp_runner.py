@@ -11,7 +11,7 @@ from llmgallery.backends.llamacpp import api
 from llmgallery.backends.llamacpp.logprobs import LOWEST, Place, forbid, likeliest
 from llmgallery.core.errors import GalleryError, InvalidField
 from llmgallery.core.sampling import DEFAULTS, Sampling
-from llmgallery.engine.plan import Chunk, Sampled
+from llmgallery.engine.plan import Chunk, Plan, Sampled
 from llmgallery.engine.runner import NoRoom
 
 
@@ -301,3 +301,36 @@ def test_forced_tokens_count_for_the_penalties(pocket):
         told = machine.sequence(prompt, sampling=heavy)
         machine.runner.accept(told, [best])
         assert machine.prefill(told, 1).tokens != (best,)
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_parts_of_prompts_beside_an_answer_change_nothing_of_it(pocket, unified):
+    """With caches of their own they are computed in a decode of their own, and then everything is wanted of the second."""
+    with running(pocket, kv_unified=unified) as machine:
+        runner, long, short = machine.runner, machine.sequence(tokens(60, 1)), machine.sequence(answer(pocket))
+        generated = list(machine.prefill(short, 1).tokens)
+        for start in range(0, 60, 20):
+            ends = start == 40
+            part = Chunk(long.id, 0, start, long.prompt[start : start + 20], ends)
+            step = Chunk(short.id, 1, len(short.prompt) + len(generated) - 1, (generated[-1],), True)
+            plan = Plan((step, part), streams=1, prefill=20)
+            first, rest = runner._parts(plan)
+            assert (first.chunks, rest.chunks) == (((), (step, part)) if unified or ends else ((part,), (step,)))
+            sampled = runner.decode(plan, {long.id: long, short.id: short})
+            generated += sampled[short.id].tokens
+            assert (long.id in sampled) is ends
+            assert machine.context.last_position(0) == start + 19
+        assert sampled[long.id].tokens == tuple(fresh(pocket, long.prompt, kv_unified=unified)[:1])
+    assert generated == fresh(pocket, answer(pocket), kv_unified=unified)[: len(generated)]
+
+
+def test_no_room_for_the_answer_takes_the_part_of_the_prompt_back(pocket):
+    with running(pocket, cells=256) as machine:
+        long, full = machine.sequence(tokens(60, 1)), machine.sequence(tokens(256, 2))
+        machine.prefill(full, 1)
+        part = Chunk(long.id, 0, 0, long.prompt[:20], False)
+        plan = Plan((Chunk(full.id, 1, 256, (7,), True), part), streams=1, prefill=20)
+        for _ in range(2):
+            with pytest.raises(NoRoom):
+                machine.runner.decode(plan, {long.id: long, full.id: full})
+            assert (machine.context.last_position(0), machine.context.last_position(1)) == (-1, 255)

@@ -28,7 +28,7 @@ from llmgallery.catalog.weights import malformed, recognise
 from llmgallery.config.load import LoadedModel, parse_model
 from llmgallery.config.outside import Outside
 from llmgallery.config.suggest import model_levels
-from llmgallery.core.errors import BackendMissing, ConfigError, GalleryError, HubNotFound
+from llmgallery.core.errors import BackendMissing, ConfigError, GalleryError, HubGated, HubNotFound
 from llmgallery.templates import jinja, presets
 
 REPO = "someone/Owl-GGUF"
@@ -160,6 +160,14 @@ files:
     assert config.weights == f"{REPO}/owl.gguf@{second}"
     assert config.draft_model == f"someone/Chick-GGUF/chick.gguf@{draft}"
     assert config.lora_adapters[0] == f"{REPO}/draft.gguf@{second}"
+
+
+async def test_a_repo_that_is_gated_is_not_the_entry_s_fault(hub: LoopbackHub, around: Surroundings):
+    hub.add(REPO, "owl.gguf", BYTES, gated=True)
+    text = f"overrides: {{parameters: {{model: owl.gguf}}}}\nfiles: [{{filename: owl.gguf, uri: 'hf://{REPO}/owl.gguf'}}]"
+    with pytest.raises(HubGated) as caught:
+        await planned(around, text)
+    assert caught.value.message.startswith(f"wood@owl: {REPO} is gated: accept its terms")
 
 
 async def test_what_the_hub_does_not_have_is_told_with_the_entry(hub: LoopbackHub, around: Surroundings):

@@ -18,10 +18,11 @@ from llmgallery.catalog.install.plan import PlannedFile, store_path
 from llmgallery.catalog.reach import is_inside
 from llmgallery.catalog.reference import HubReference, parse_reference, split_parts
 from llmgallery.config.suggest import did_you_mean
-from llmgallery.core.errors import ConfigError, GalleryError
+from llmgallery.core.errors import ConfigError, GalleryError, HubGated, HubOffline, HubUnavailable, NoSpace
 
 Expand = Callable[[HubReference], Awaitable[Sequence[PlannedFile]]]
 """(a reference that names no file) -> the files that it means, pinned, the weights' first part first. Raises HubError."""
+NOT_THE_ENTRY = (HubUnavailable, HubOffline, HubGated, NoSpace)
 
 MOST_FILES = 500
 AT_ONCE = 8
@@ -197,7 +198,9 @@ class EntryFiles:
             try:
                 return await self._pin(uri, inside=inside)
             except GalleryError as error:
-                text = f"{self._subject}: {error.message}"
+                # Whose fault it is: the line of an entry that is right helps nobody to mend a network.
+                subject = self._entry.id if isinstance(error, NOT_THE_ENTRY) else self._subject
+                text = f"{subject}: {error.message}"
                 raise type(error)(text, field=error.field, hints=error.hints, retry_after=error.retry_after) from error
 
     async def _fetched(self, file: EntryFile, path: str) -> PlannedFile:

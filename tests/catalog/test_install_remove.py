@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from llmgallery.catalog.hub_cache import RepoCache
 from llmgallery.catalog.install.installer import Installer
 from llmgallery.catalog.install.job import Asked
 from llmgallery.catalog.install.journal import Journals, Record
+from llmgallery.catalog.install.work import Work
 from llmgallery.catalog.lock import LockFile
 from llmgallery.core.errors import Cancelled, ConfigError, ModelNotFound
 from llmgallery.core.installs import Install
@@ -212,3 +214,26 @@ async def test_two_names_of_one_removal(scene: Scene):
     states = await asyncio.gather(*(job.wait() for job in jobs))
     assert [state.phase for state in states] == ["done"] * 3
     assert weights(scene) == [] and not scene.yaml("tiny").exists()
+
+
+@pytest.mark.parametrize(("first", "second"), [("tiny", "tiny.yaml"), ("tiny.yaml", "tiny")])
+async def test_a_removal_finds_that_another_of_its_names_was_quicker(scene: Scene, first: str, second: str, monkeypatch):
+    scene.offer("tiny", scene.on_hub("weights.gguf"))
+    installer = scene.start()
+    await installer.install("tiny").wait()
+    quicker = await installer.remove(first)
+    gone = threading.Event()
+    look = Work.removable
+
+    def late(work: Work, reference: str) -> str:
+        if reference == second:
+            assert gone.wait(30)
+        return look(work, reference)
+
+    monkeypatch.setattr(Work, "removable", late)
+    slower = await installer.remove(second)
+    await quicker.wait()
+    gone.set()
+    assert (await slower.wait()).phase == "done"
+    with pytest.raises(ModelNotFound):  # who asks now is told that there is none
+        await (await installer.remove(second)).wait()

@@ -350,7 +350,12 @@ class Installer:
 
     async def _remove(self, run: _Run) -> None:
         job = run.job
-        name = await asyncio.to_thread(self._work.removable, job.asked.reference)
+        try:
+            name = await asyncio.to_thread(self._work.removable, job.asked.reference)
+        except ModelNotFound:
+            if self._is_removed_meanwhile(job):
+                return
+            raise
         job.phase("removing", name=name)
         while (other := self._by_name.get(name)) is not None and other is not job:
             await self.cancel(other.id)
@@ -362,6 +367,12 @@ class Installer:
                 return  # somebody else has removed it meanwhile
             run.final = True
             await self._work.remove(name, job.asked.reference, job.id)
+
+    def _is_removed_meanwhile(self, job: Job) -> bool:
+        """Since this job began, another removal has taken the model away, asked for by another of its names."""
+        others = (other.state for other in self._jobs.values() if other is not job and other.state.deletion)
+        since = [state for state in others if state.phase in ("removing", "done") and state.updated >= job.state.created]
+        return any(self._work.is_named(state.name, job.asked.reference) for state in since if state.name)
 
     # --- what is over -----------------------------------------------------------------------------------------------------
 

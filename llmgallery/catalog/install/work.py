@@ -137,6 +137,10 @@ class Work:
         advice = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise ModelNotFound(f"no model {reference!r} was installed in {self.store.folder}{advice}", field="name", hints=near)
 
+    def is_named(self, name: str, reference: str) -> bool:
+        """`reference` is the model's name, or that of its file."""
+        return reference == name or self.store.folder / reference == self.store.yaml(name)
+
     async def remove(self, name: str, reference: str, id: str) -> None:
         """First what would serve it, then its files, its lock entry last: who is killed meanwhile goes on from there."""
         path = await asyncio.to_thread(self._remove_yaml, name)

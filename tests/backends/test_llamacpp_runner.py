@@ -324,6 +324,18 @@ def test_parts_of_prompts_beside_an_answer_change_nothing_of_it(pocket, unified)
     assert generated == fresh(pocket, answer(pocket), kv_unified=unified)[: len(generated)]
 
 
+def test_a_step_goes_through_the_slots_in_order(pocket):
+    """llama.cpp computes together what follows on one another; who came first may lie in any slot."""
+    with running(pocket) as machine:
+        sequences = [machine.sequence(answer(pocket)) for _ in range(3)]
+        chunks = [(one, Chunk(one.id, slot, 0, one.prompt, True)) for one, slot in zip(sequences, (2, 0, 1), strict=True)]
+        sampled = machine.decode(*chunks)
+        batch = machine.runner._batch.raw
+        slots = [batch.seq_id[index][0] for index in range(batch.n_tokens)]
+        assert slots == sorted(slots) and set(slots) == {0, 1, 2}
+        assert len({sampled[one.id].tokens for one in sequences}) == 1
+
+
 def test_no_room_for_the_answer_takes_the_part_of_the_prompt_back(pocket):
     with running(pocket, cells=256) as machine:
         long, full = machine.sequence(tokens(60, 1)), machine.sequence(tokens(256, 2))

@@ -48,6 +48,10 @@ def table(*held: int | None) -> SlotTable:
         ([None, 0, 0, None, 0], 1),
         ([0, 0, 0, 0, None], 3),
         ([500, 0, 0, None], 2),
+        ([500, 500, None, 500, 500], 1),  # of the old ones a neighbour
+        ([500, 500, 500, None], 0),  # not the newest, though it is one
+        ([None, 500, 500, 500, 500, None], 1),
+        ([500, 400], 0),
     ],
 )
 def test_the_spare_slot_is_empty_or_the_oldest_and_near_the_others(held, slot):

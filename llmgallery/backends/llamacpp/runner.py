@@ -137,12 +137,16 @@ class LlamaRunner:
 
     def _fill(self, plan: Plan) -> list[tuple[Chunk, tuple[int, ...], int]]:
         """The plan into the batch, of a chunk that scores only the last token. For each chunk that samples or scores: it, its
-        guesses, and the index of the first token after which something is wanted. Guesses beyond what a decode may hold go."""
+        guesses, and the index of the first token after which something is wanted. Guesses beyond what a decode may hold go.
+
+        In the order of the slots: of caches of their own llama.cpp computes only those together that follow on one another
+        in the batch (llama-batch.cpp, split_equal), and 16 answers in any other order take a quarter longer.
+        """
         batch = self._batch
         batch.clear()
         spare = self._spare(plan)
         wanted: list[tuple[Chunk, tuple[int, ...], int]] = []
-        for chunk in plan.chunks:
+        for chunk in sorted(plan.chunks, key=lambda chunk: chunk.slot):
             if chunk.scores:
                 last = batch.add(chunk.slot, chunk.position + len(chunk.tokens) - 1, chunk.tokens[-1:], wants_logits=1)
                 wanted.append((chunk, (), last))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +14,7 @@ from jinja2.exceptions import TemplateSyntaxError
 from llmgallery.core.errors import TemplateError
 from llmgallery.templates.jinja_guard import Limits, guarding
 from llmgallery.templates.jinja_sandbox import ChatEnvironment, Refusal, prepare, texts
+from llmgallery.templates.problem import Problem
 
 __all__ = ["ChatTemplate", "Limits", "Problem", "check", "compile_template"]
 
@@ -32,15 +32,6 @@ _RENDER_FAILS = (
     ValueError,
 )
 _GO = re.compile(r"\{\{-?\s*(\.\w|range\b|if\b|end\b|else\b|with\b|template\b|define\b|block\b)")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why a template does not parse. `line` and `column` count from 1, in the template's own text."""
-
-    line: int
-    column: int
-    message: str
 
 
 class ChatTemplate:

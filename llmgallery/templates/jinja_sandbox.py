@@ -143,7 +143,7 @@ class Refusal(TemplateError):
 
 def raise_exception(message: Any) -> None:
     """What templates call to refuse a conversation."""
-    raise Refusal(values.text_of(message))
+    raise Refusal(values.text_of(message) or "the chat template refuses this conversation, and does not say why")
 
 
 def strftime_now(format: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from yaml.nodes import Node, ScalarNode
 
 from llmgallery.config.model import LOAD_KEYS, LOAD_PARAMETERS, ModelConfig
 from llmgallery.config.nodes import PLAIN, place
-from llmgallery.config.outside import Outside, Spec, TemplateFault
+from llmgallery.config.outside import Outside, Spec
 from llmgallery.config.problems import Problem
 from llmgallery.config.readers import FAILED, Reading, struct_reader
 from llmgallery.config.suggest import did_you_mean
@@ -35,14 +35,16 @@ GENERAL_KEYS = frozenset({"backend", "model", "model_base_name", "options"})
 """Load keys that every backend heeds."""
 
 NOT_YET = frozenset({
-    "grammar", "cutstrings", "extract_regex", "trimspace", "trimsuffix", "reasoning", "function", "feature_flags",
+    "grammar", "reasoning", "feature_flags",
     "concurrency_groups", "artifacts", "download_files", "prompt_cache_path",
     "prompt_cache_all", "prompt_cache_ro", "ngqa", "rms_norm_eps", "no_mulmatq", "cfg_scale", "step", "alias", "proxy",
-    "grpc", "roles", "parameters.n_keep", "parameters.keep", "parameters.tfz",
+    "grpc", "parameters.n_keep", "parameters.keep", "parameters.tfz",
     "parameters.negative_prompt", "parameters.negative_prompt_scale",
     "parameters.clip_skip", "parameters.encoding_format", "parameters.pooling_half_life_tokens",
-    "parameters.translate", "parameters.language", "template.join_chat_messages_by_character", "template.multimodal",
-    "template.reply_prefix", "reasoning_effort",
+    "parameters.translate", "parameters.language",
+    "function.grammar.parallel_calls", "function.grammar.disable_parallel_new_lines", "function.grammar.mixed_mode",
+    "function.grammar.no_mixed_free_string", "function.grammar.prefix", "function.grammar.expect_strings_after_json",
+    "function.grammar.properties_order", "function.grammar.schema_type", "function.grammar.triggers",
 })  # fmt: skip
 """Known keys that this version reads and does not use yet."""
 
@@ -58,9 +60,6 @@ OBSOLETE = {"lora_base": "obsolete: an adapter needs no base model beside the we
 STRETCHING = ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow")
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
-GO_KEYS = ("chat", "chat_message", "completion", "edit", "function")
-_GO_TEXT = re.compile(r"\{\{-?\s*(\.[A-Z]\w*|(range|if|with|else if)\s+(\.|eq\b|ne\b|not\b|and\b|or\b|\$)|end\b)")
-_GO_ADVICE = "use template.chat_template (Jinja) or template.preset"
 
 
 def backend(name: str, reading: Reading, specs: Mapping[str, Spec]) -> str | None:
@@ -268,27 +267,6 @@ def listed_options(
     return found, above, warnings
 
 
-def go_templates(config: ModelConfig, reading: Reading) -> list[Problem]:
-    """Note templates in languages that this version does not render; warnings for those that are not asked for, as the
-    template that came with the weights is."""
-    warnings = []
-    for key in (f"template.{key}" for key in GO_KEYS if getattr(config.template, key) is not None):
-        if config.template.use_tokenizer_template:
-            message = "not used: use_tokenizer_template is set, so the template that came with the weights is rendered"
-            warnings.append(Problem(reading.path, *reading.places[key], key, message))
-        else:
-            _go(reading, key)
-    if config.template.engine is not None:
-        node = reading.nodes["template.engine"]
-        reading.fail(node, "template.engine", "only Jinja templates are rendered yet; Go and GatoGPT come later", _GO_ADVICE)
-    return warnings
-
-
-def _go(reading: Reading, key: str) -> None:
-    message = "a Go template; these come in a later version"
-    reading.problems.append(Problem(reading.path, *reading.places[key], key, message, _GO_ADVICE))
-
-
 def preset(config: ModelConfig, reading: Reading, names: Collection[str] | None) -> None:
     """Note a preset that does not exist."""
     name = config.template.preset
@@ -296,25 +274,3 @@ def preset(config: ModelConfig, reading: Reading, names: Collection[str] | None)
         return
     advice = did_you_mean(name, list(names)) or f"known: {', '.join(sorted(names))}"
     reading.fail(reading.nodes["template.preset"], "template.preset", f"no preset is called {name!r}", advice)
-
-
-def template_source(
-    source: str, reading: Reading, key: str, check: Callable[[str], TemplateFault | None] | None, file: Path | None = None
-) -> None:
-    """Note why a Jinja template does not parse, with the line in the file that holds it."""
-    if _GO_TEXT.search(source):
-        _go(reading, key)
-        return
-    fault = check(source) if check else None
-    if fault is None:
-        return
-    message = f"the template does not parse: {fault.message}"
-    if file is not None:
-        reading.problems.append(Problem(file, max(fault.line, 1), 1, key, message))
-        return
-    node = reading.nodes[key]
-    line, column = place(node)
-    block = isinstance(node, ScalarNode) and node.style in ("|", ">")
-    if block:
-        line, column = line + max(fault.line, 1), 1
-    reading.problems.append(Problem(reading.path, line, column, key, message))

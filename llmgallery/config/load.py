@@ -1,4 +1,4 @@
-"""One model file to a ModelConfig and everything that is wrong with it. Knows no folder and no other file but the template's."""
+"""One model file to a ModelConfig and everything that is wrong with it. Knows no folder and no other file but the templates'."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 from yaml.nodes import MappingNode, SequenceNode
 
-from llmgallery.config import checks
+from llmgallery.config import answers, checks, ignored
 from llmgallery.config.model import ModelConfig
 from llmgallery.config.nodes import MAX_BYTES, Unreadable, compose, kind, place
 from llmgallery.config.outside import Outside, Spec
@@ -17,8 +17,8 @@ from llmgallery.config.problems import Problem
 from llmgallery.config.readers import FAILED, Reading, struct_reader
 from llmgallery.config.regular import open_regular
 from llmgallery.config.suggest import adviser, levels_of, model_levels
+from llmgallery.config.templates import Templates
 
-MAX_TEMPLATE = 1024 * 1024
 FIRST = 16 * 1024
 
 
@@ -26,7 +26,8 @@ FIRST = 16 * 1024
 class LoadedModel:
     """What a file says. `config` is None when there are problems. `backend`: canonical name; None = not told by the file.
 
-    `name` is set in any case. `places`: dotted key -> (line, column) of everything written. `depends`: other files read.
+    `name` is set in any case. `places`: dotted key -> (line, column) of everything written. `depends`: other files that it
+    means something by, be they there or not. `templates`: of these the templates that were read in, each with its key.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class LoadedModel:
     warnings: tuple[Problem, ...] = ()
     places: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     depends: tuple[Path, ...] = ()
+    templates: tuple[tuple[str, Path], ...] = ()
 
 
 def load_model(path: Path, specs: Mapping[str, Spec], outside: Outside | None = None) -> LoadedModel:
@@ -67,18 +69,19 @@ def parse_model(data: bytes, path: Path, specs: Mapping[str, Spec], outside: Out
         advice = "a file is one model: remove the -" if isinstance(root, SequenceNode) else "write `key: value` lines"
         problem = Problem(path, *place(root), "", message, advice)
         return LoadedModel(path, path.stem, problems=(problem,))
-    return _Model(path, specs, outside).read(root)
+    return _Model(path, specs, outside, data).read(root)
 
 
 class _Model:
     """One file on its way: the keys first, then what holds between them."""
 
-    def __init__(self, path: Path, specs: Mapping[str, Spec], outside: Outside) -> None:
-        self.path, self.specs, self.outside = path, specs, outside
-        self.reading = Reading(path, lambda key, parent: adviser(self.levels)(key, parent))
+    def __init__(self, path: Path, specs: Mapping[str, Spec], outside: Outside, text: bytes) -> None:
+        self.path, self.specs, self.outside, self.text = path, specs, outside, text
+        self.reading = Reading(path, lambda key, parent: adviser(self.levels)(key, parent), ignored.told)
         self.levels: Mapping[str, tuple[str, ...]] = model_levels()
-        self.warnings: list[Problem] = []
+        self.warnings = self.reading.warnings
         self.depends: list[Path] = []
+        self.templates: list[tuple[str, Path]] = []
 
     def read(self, root: MappingNode) -> LoadedModel:
         config = struct_reader(ModelConfig).read(root, "", self.reading)
@@ -94,6 +97,7 @@ class _Model:
         self.reference(config, backend)
         self.companions(config, backend)
         self.context(config)
+        self.warnings += answers.check(config, self.reading, self.outside.regexp)
         self.warnings += checks.not_yet(self.reading)
         config = self.template(config)
         return self.result(config.name or self.path.stem, config, backend)
@@ -102,7 +106,8 @@ class _Model:
         problems = tuple(sorted(self.reading.problems, key=lambda problem: (problem.line, problem.column)))
         config = None if problems else config
         found = tuple(self.warnings)
-        return LoadedModel(self.path, name, config, backend, problems, found, self.reading.places, tuple(self.depends))
+        depends, templates = tuple(self.depends), tuple(self.templates)
+        return LoadedModel(self.path, name, config, backend, problems, found, self.reading.places, depends, templates)
 
     def redirect(self) -> None:
         """LocalAI's `alias` names one other model: a list under it was meant for `aliases`."""
@@ -167,43 +172,10 @@ class _Model:
         return config if values is FAILED else msgspec.structs.replace(config, options=values)
 
     def template(self, config: ModelConfig) -> ModelConfig:
-        """The config with the template's file read in and the template checked."""
-        self.warnings += checks.go_templates(config, self.reading)
-        checks.preset(config, self.reading, self.outside.presets)
-        template = config.template
-        if template.chat_template_file is not None:
-            source = self.template_file(config)
-            if source is None:
-                return config
-            path = (self.path.parent / template.chat_template_file).absolute()
-            checks.template_source(source, self.reading, "template.chat_template_file", self.outside.template, path)
-            return msgspec.structs.replace(config, template=msgspec.structs.replace(template, chat_template=source))
-        if template.chat_template is not None:
-            checks.template_source(template.chat_template, self.reading, "template.chat_template", self.outside.template)
+        """The config with the texts of its template files; notes what is wrong with templates."""
+        templates = Templates(self.reading, self.path.parent, self.outside, self.text)
+        config = templates.read(config)
+        self.warnings += templates.warnings
+        self.depends += templates.depends
+        self.templates += templates.files
         return config
-
-    def template_file(self, config: ModelConfig) -> str | None:
-        key, name = "template.chat_template_file", config.template.chat_template_file or ""
-        node = self.reading.nodes[key]
-        if config.template.chat_template is not None:
-            self.reading.fail(node, key, "template.chat_template is set too", "keep one of them")
-            return None
-        path = self.path.parent / name
-        self.depends.append(path)
-        try:
-            if not path.resolve().is_relative_to(self.path.parent.resolve()):
-                self.reading.fail(node, key, f"{name} lies outside the folder of this file", "put the template beside the YAML")
-                return None
-            with open_regular(path) as file:
-                data = file.read(MAX_TEMPLATE + 1)
-            if len(data) > MAX_TEMPLATE:
-                self.reading.fail(node, key, f"{name} is larger than {MAX_TEMPLATE:,} bytes")
-                return None
-            return data.decode("utf-8-sig")
-        except OSError as error:
-            self.reading.fail(node, key, f"cannot read {name}: {error.strerror or error}", "put the template beside the YAML")
-        except UnicodeDecodeError:
-            self.reading.fail(node, key, f"{name} is not UTF-8", "save it as UTF-8")
-        except (ValueError, RuntimeError) as error:  # a NUL in the name; links that go round in a circle
-            self.reading.fail(node, key, f"cannot read {name!r}: {error}", "put the template beside the YAML")
-        return None

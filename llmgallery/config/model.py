@@ -104,23 +104,41 @@ class Parameters(Section, frozen=True):
 
 
 class Template(Section, frozen=True):
-    """How messages become a prompt. Jinja in chat_template[_file], a preset's name, or LocalAI's Go templates."""
+    """How messages become a prompt. Jinja in chat_template[_file], a preset's name, a KoboldCpp adapter, LocalAI's Go templates,
+    with `engine: gatogpt` GatoGPT's, which replace `{{ Key }}` and nothing else, or with `engine: ollama` Ollama's."""
 
     preset: Annotated[str | None, Meta(description="a named prompt format, such as chatml")] = None
     chat_template: Annotated[str | None, Meta(description="a Jinja chat template")] = None
     chat_template_file: Annotated[str | None, Meta(description="a file beside this YAML that holds one")] = None
     bos_token: Annotated[str | None, Meta(description="what the template gets as bos_token")] = None
     eos_token: Annotated[str | None, Meta(description="what the template gets as eos_token")] = None
-    engine: Annotated[Literal["go", "gatogpt"] | None, Meta(description="language of chat, chat_message, ...")] = None
-    chat: str | None = None
-    chat_message: str | None = None
-    completion: str | None = None
-    edit: str | None = None
-    function: str | None = None
-    multimodal: str | None = None
-    reply_prefix: str | None = None
     use_tokenizer_template: Annotated[bool | None, Meta(description="use the template that came with the weights")] = None
-    join_chat_messages_by_character: str | None = None
+    engine: Annotated[
+        Literal["go", "gatogpt", "ollama"] | None, Meta(description="language of the keys below; else go, LocalAI's")
+    ] = None
+    chat: Annotated[
+        str | None, Meta(description="around the joined messages; GatoGPT's ChatTemplate, or the whole TEMPLATE of Ollama")
+    ] = None
+    chat_message: Annotated[str | None, Meta(description="each message; GatoGPT's ChatMessageTemplate")] = None
+    completion: Annotated[str | None, Meta(description="the prompt of a completion; GatoGPT's InstructTemplate")] = None
+    edit: Annotated[str | None, Meta(description="the prompt of an edit (Go)")] = None
+    function: Annotated[str | None, Meta(description="in place of chat when tools are on offer (Go)")] = None
+    join_chat_messages_by_character: Annotated[str | None, Meta(description="between messages; else a line's end")] = None
+    multimodal: Annotated[str | None, Meta(description="the text of a message with images (Go)")] = None
+    reply_prefix: Annotated[str | None, Meta(description="what every answer begins with, before what the model writes")] = None
+    generation: Annotated[str | None, Meta(description="GatoGPT's ChatMessageGenerationTemplate")] = None
+    variables: Annotated[dict[str, str], Meta(description="what GatoGPT's keys stand for, such as InputPrefix")] = {}
+    adapter: Annotated[
+        dict[str, Any] | str,
+        Meta(description="KoboldCpp's: user_start, user_end, assistant_start, ..., flat or nested; or a name, or AutoGuess"),
+    ] = {}
+
+    @property
+    def is_written(self) -> bool:
+        """It says how chats are written, so that prompts can be made without the weights."""
+        guessed = isinstance(self.adapter, str) and self.adapter.lower() == "autoguess"
+        said = (self.preset, self.chat_template, self.chat, self.chat_message, self.function, self.engine == "gatogpt")
+        return not self.use_tokenizer_template and (any(said) or bool(self.adapter and not guessed))
 
 
 class KeyValue(Section, frozen=True):
@@ -134,13 +152,14 @@ class Trigger(Section, frozen=True):
     """A word that switches a grammar on."""
 
     word: str
-    at_start: bool | None = None
 
 
 class Grammar(Section, frozen=True):
     """How tool calls constrain the answer."""
 
-    disable: bool | None = None
+    disable: Annotated[bool | None, Meta(description="models are not told of that function, as no grammar makes them call")] = (
+        None
+    )
     parallel_calls: bool | None = None
     disable_parallel_new_lines: bool | None = None
     mixed_mode: bool | None = None
@@ -155,23 +174,46 @@ class Grammar(Section, frozen=True):
 class Function(Section, frozen=True):
     """LocalAI's `function:` block."""
 
-    disable_no_action: bool | None = None
-    no_action_function_name: str | None = None
-    no_action_description_name: str | None = None
-    response_regex: list[str] = []
-    json_regex_match: list[str] = []
-    argument_regex: list[str] = []
-    argument_regex_key_name: str | None = None
-    argument_regex_value_name: str | None = None
-    replace_function_results: list[KeyValue] = []
-    replace_llm_results: list[KeyValue] = []
-    capture_llm_results: list[str] = []
-    automatic_tool_parsing_fallback: bool | None = None
-    function_name_key: str | None = None
-    function_arguments_key: str | None = None
-    xml_format_preset: str | None = None
-    xml_format: dict[str, Any] | None = None
-    disable_peg_parser: bool | None = None
+    disable_no_action: Annotated[
+        bool | None, Meta(description="models are not told of LocalAI's function `answer`, by which they call none")
+    ] = None
+    no_action_function_name: Annotated[str | None, Meta(description="what that function is called; else answer")] = None
+    no_action_description_name: Annotated[str | None, Meta(description="how that function is described")] = None
+    response_regex: Annotated[list[str], Meta(description="regexes with the groups name and arguments: a call each")] = []
+    json_regex_match: Annotated[
+        list[str], Meta(description="regexes whose first group is the JSON of calls; the first that matches counts")
+    ] = []
+    argument_regex: Annotated[
+        list[str], Meta(description="regexes with the groups key and value, for arguments that are no JSON")
+    ] = []
+    argument_regex_key_name: Annotated[
+        str | None, Meta(description="group of argument_regex that holds an argument's name; else key")
+    ] = None
+    argument_regex_value_name: Annotated[str | None, Meta(description="group that holds its value; else value")] = None
+    replace_function_results: Annotated[
+        list[KeyValue], Meta(description="regex (key) and text (value) to replace it by, before calls are looked for")
+    ] = []
+    replace_llm_results: Annotated[
+        list[KeyValue], Meta(description="the same for the whole answer where functions are on offer")
+    ] = []
+    capture_llm_results: Annotated[list[str], Meta(description="regexes whose first group is the text beside calls")] = []
+    automatic_tool_parsing_fallback: Annotated[
+        bool | None, Meta(description="arguments that are plain text become {query: TEXT}")
+    ] = None
+    function_name_key: Annotated[
+        str | None, Meta(description="key, or group of response_regex, that holds a call's name; else name")
+    ] = None
+    function_arguments_key: Annotated[str | None, Meta(description="the same of its arguments; else arguments")] = None
+    xml_format_preset: Annotated[
+        str | None, Meta(description="calls stand in the tags of qwen3-coder, glm-4.5, minimax-m2, kimi-k2, functionary, ...")
+    ] = None
+    xml_format: Annotated[
+        dict[str, Any] | None,
+        Meta(description="the tags themselves: tool_start, tool_sep, key_start, key_val_sep, val_end, tool_end, ..."),
+    ] = None
+    disable_peg_parser: Annotated[
+        bool | None, Meta(description="of the tags of those presets only `<tool_call>` and `<function=` are looked for")
+    ] = None
     grammar: Grammar = Grammar()
 
 
@@ -181,7 +223,7 @@ class OnUnsupported(Section, frozen=True):
     demands: Annotated[Demand, Meta(description="tools, response_format, images, suffix, and what else the model lacks")] = (
         "error"
     )
-    hints: Annotated[Demand, Meta(description="user, metadata, store, service_tier, unknown fields")] = "ignore"
+    hints: Annotated[Demand, Meta(description="user, metadata, reasoning_effort, store, service_tier, unknown fields")] = "ignore"
 
 
 class Limits(Section, frozen=True):
@@ -278,12 +320,16 @@ class ModelConfig(Section, frozen=True):
     roles: Annotated[dict[str, str], Meta(description="other names for roles, for Go templates")] = {}
     function: Function = Function()
     grammar: str | None = None
-    cutstrings: list[str] = []
-    extract_regex: list[str] = []
-    trimspace: list[str] = []
-    trimsuffix: list[str] = []
+    cutstrings: Annotated[list[str], Meta(description="regexes; what they match is cut out of answers")] = []
+    extract_regex: Annotated[
+        list[str], Meta(description="regexes; the first match of each is the answer, where anything matches")
+    ] = []
+    trimspace: Annotated[list[str], Meta(description="texts taken from an answer's beginning, with the spaces at both ends")] = []
+    trimsuffix: Annotated[list[str], Meta(description="texts taken from an answer's end, with the spaces at both ends")] = []
     reasoning: dict[str, Any] | None = None
-    reasoning_effort: str | None = None
+    reasoning_effort: Annotated[
+        str | None, Meta(description="how long to think, for templates that ask: low, medium, high, ...")
+    ] = None
     chat_template_kwargs: Annotated[dict[str, Any], Meta(description="variables for the chat template")] = {}
     on_unsupported: Annotated[OnUnsupported, Meta(description="fields that the model cannot honour")] = OnUnsupported()
 

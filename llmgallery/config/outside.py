@@ -9,6 +9,9 @@ from typing import Protocol
 
 import msgspec
 
+from llmgallery.config.answers import RegexpCheck
+from llmgallery.config.kobold import AdapterCheck
+
 
 class Spec(Protocol):
     """What a BackendSpec says of its YAML keys."""
@@ -37,12 +40,16 @@ class TemplateFault(Protocol):
     @property
     def line(self) -> int: ...
     @property
+    def column(self) -> int: ...
+    @property
     def message(self) -> str: ...
 
 
 @dataclass(frozen=True)
 class Outside:
-    """What config may not import. `template`: Jinja source -> its fault. `presets`: their names; None = not checked.
+    """What config may not import. `template`: Jinja source -> its fault; `go_template`, `ollama_template`: the same of Go's
+    and Ollama's. `presets`: their names; None = not checked. `adapter`: KoboldCpp's, or the name of one -> what is wrong with it.
+    `regexp`: what answers.check asks of an expression.
 
     `recognise`: (weights reference, folder of the YAML) -> file format, None = not known (yet).
     `malformed`: the same -> why the reference can mean nothing, neither here nor on the Hub; "" = it can.
@@ -56,3 +63,7 @@ class Outside:
     malformed: Callable[[str, Path], str] | None = None
     trained: Callable[[str, Path], int | None] | None = None
     absent: Callable[[str, Path], str] | None = None
+    go_template: Callable[[str], TemplateFault | None] | None = None
+    adapter: AdapterCheck | None = None
+    ollama_template: Callable[[str], TemplateFault | None] | None = None
+    regexp: RegexpCheck | None = None

@@ -25,6 +25,9 @@ MAX_PROBLEMS = 100
 Unknown = Callable[[str, str], str]
 """(key, dotted path of its mapping) -> advice for a key that is not known there."""
 
+Ignored = Callable[[str], tuple[str, str] | None]
+"""Dotted unknown key -> the warning that it is passed over with, and advice; None = it is a problem."""
+
 
 @dataclass
 class Reading:
@@ -32,7 +35,9 @@ class Reading:
 
     path: Path | str
     unknown: Unknown
+    ignored: Ignored = lambda key: None
     problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
     visits: int = 0
@@ -46,6 +51,11 @@ class Reading:
         elif len(self.problems) == MAX_PROBLEMS:
             self.problems.append(Problem(self.path, *place(node), "", "from here on there are more problems than are listed"))
         return FAILED
+
+    def warn(self, node: Node, key: str, message: str, suggestion: str = "") -> None:
+        """Note what is passed over; a file of which that is all that is wrong is good."""
+        if len(self.warnings) < MAX_PROBLEMS:
+            self.warnings.append(Problem(self.path, *place(node), key, message, suggestion))
 
     def advice(self, key: str, parent: str) -> str:
         """What to say about an unknown key; nothing once nobody will read it."""
@@ -226,7 +236,9 @@ class StructReader(Reader):
             reading.places[path] = place(key_node)
             reading.nodes[path] = value_node
             known = self.fields.get(name)
-            if known is None:
+            if known is None and (told := reading.ignored(path)) is not None:
+                reading.warn(key_node, path, *told)
+            elif known is None:
                 reading.fail(key_node, path, "unknown key", reading.advice(name, key))
             elif not is_null(value_node):
                 value = known[1].read(value_node, path, reading)

@@ -134,14 +134,19 @@ class SettingRow(NamedTuple):
 
 
 def load_settings(
-    flags: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None, file: Path | None = None
+    flags: Mapping[str, Any] | None = None,
+    env: Mapping[str, str] | None = None,
+    file: Path | None = None,
+    below: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """Defaults < file < LLMGALLERY_* variables < flags. A flag that is None or () was not given.
+    """Defaults < below < file < LLMGALLERY_* variables < flags. A flag that is None or () was not given. `below`: values of
+    another program's configuration, of the right types.
 
     Raises ConfigError with all problems, each with its place.
     """
     problems: list[Problem] = []
-    values = _from_file(file, problems) if file is not None else {}
+    values = dict(below or {})
+    values |= _from_file(file, problems) if file is not None else {}
     values |= _from_env(env or {}, problems)
     values |= _from_flags(flags or {}, problems)
     if (key_file := values.get("api_key_file")) is not None:

@@ -9,7 +9,7 @@ import msgspec
 
 from llmgallery.core.errors import ErrorInfo
 
-Reason = Literal["stop", "length", "cancelled", "error"]
+Reason = Literal["stop", "length", "tool_calls", "cancelled", "error"]
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -53,6 +53,17 @@ class TextDelta(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):
     extra: dict[str, Any] = {}
 
 
+class ToolCallDelta(msgspec.Struct, frozen=True, tag="tool_call", omit_defaults=True):
+    """A call of a function, whole. `arguments`: JSON text, or what the model wrote in its place. `index` counts the answer's
+    calls."""
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+    extra: dict[str, Any] = {}
+
+
 class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
     """The end. `error` is set when reason is "error"; `stop` is the stop string that matched, if one did.
     `mean_logprob`: of the tokens of the answer, without echo and end token, if log probabilities were asked for and any came."""
@@ -65,7 +76,7 @@ class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
     extra: dict[str, Any] = {}
 
 
-Event = TextDelta | Done
+Event = TextDelta | ToolCallDelta | Done
 
 
 def joined(deltas: Sequence[TextDelta]) -> TextDelta:

@@ -33,19 +33,21 @@ Part = TextPart | ImagePart | RefusalPart
 
 
 class ToolCall(msgspec.Struct, frozen=True):
-    """A call that the assistant made. `arguments` is JSON text, kept as it came."""
+    """A call that the assistant made. `arguments` is JSON text, kept as it came; so is `index`, which only some clients send.
+    A call without an id came as OpenAI's older `function_call`."""
 
     id: str
     name: str
     arguments: str
+    index: int = 0
 
 
 class Tool(msgspec.Struct, frozen=True):
-    """A function on offer. `parameters` is a JSON schema."""
+    """A function on offer. `parameters` is a JSON schema; None = none came."""
 
     name: str
     description: str = ""
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 

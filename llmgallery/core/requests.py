@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -12,23 +12,37 @@ from llmgallery.core.sampling import Sampling
 
 class ChatRequest(msgspec.Struct, frozen=True, tag="chat", omit_defaults=True):
     """One answer to a conversation. `stop` are strings; `template_vars` reach the chat template;
-    `continue_final`: the last assistant message is to be continued, not followed. `logprobs`: None = none; k = of each token,
+    `continue_final`: the last message is to be continued, not followed. `add_generation_prompt`: the prompt ends with the
+    beginning of an assistant's message. `logprobs`: None = none; k = of each token,
     with the k likeliest of its place. `extra`: fields that nobody here knows.
+
+    `tool_choice`: whether one of `tools` may or must be called; `forced_tool`: the one that must be.
+    `parallel_tool_calls`: more than one may be called at once. `reasoning_effort` and
+    `metadata` reach templates that ask for them. `adapter`: KoboldCpp's keys, or the name of some, in place of the
+    model's template.
     """
 
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
     tools: tuple[Tool, ...] = ()
+    tool_choice: Literal["auto", "none", "required"] = "auto"
+    forced_tool: str | None = None
+    parallel_tool_calls: bool = True
+    reasoning_effort: str | None = None
+    metadata: dict[str, str] = {}
+    adapter: dict[str, Any] | str | None = None
     template_vars: dict[str, Any] = {}
     continue_final: bool = False
+    add_generation_prompt: bool = True
     logprobs: int | None = None
     extra: dict[str, Any] = {}
 
 
 class CompletionRequest(msgspec.Struct, frozen=True, tag="completion", omit_defaults=True):
     """The continuation of one prompt: text, or token ids as they are. `suffix`: what follows the text to be filled in.
-    `echo`: the answer starts with the prompt. `logprobs`: as in a ChatRequest; with `echo` the prompt's tokens' too."""
+    `echo`: the answer starts with the prompt. `logprobs`: as in a ChatRequest; with `echo` the prompt's tokens' too.
+    `instruction`: what is to be done with the prompt (an edit); None = it is to be continued."""
 
     prompt: str | tuple[int, ...]
     sampling: Sampling = Sampling()
@@ -37,6 +51,7 @@ class CompletionRequest(msgspec.Struct, frozen=True, tag="completion", omit_defa
     echo: bool = False
     logprobs: int | None = None
     extra: dict[str, Any] = {}
+    instruction: str | None = None
 
 
 class EmbedRequest(msgspec.Struct, frozen=True, tag="embed", omit_defaults=True):

@@ -13,6 +13,7 @@ from llmgallery.config.model import LOAD_KEYS, LOAD_PARAMETERS
 from llmgallery.config.outside import Outside
 from llmgallery.config.suggest import dotted, model_levels
 from llmgallery.templates import jinja, presets
+from llmgallery.templates.gotmpl import check_go
 
 CASES = Path(__file__).parent / "cases"
 BAD = sorted((CASES / "bad").glob("*.yaml"))
@@ -24,7 +25,7 @@ def recognise(reference: str, folder: Path) -> str | None:
 
 
 def read(path: Path) -> LoadedModel:
-    return load_model(path, specs(), Outside(jinja.check, ("alpaca", "chatml"), recognise))
+    return load_model(path, specs(), Outside(jinja.check, ("alpaca", "chatml"), recognise, go_template=check_go))
 
 
 @pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
@@ -52,7 +53,7 @@ def test_good_files_load(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(paths.builtin("models").glob("*.y*ml")), ids=lambda path: path.stem)
 def test_every_model_that_ships_loads_without_a_word(path: Path) -> None:
-    loaded = load_model(path, specs(), Outside(jinja.check, presets.names(), weights.recognise))
+    loaded = load_model(path, specs(), Outside(jinja.check, presets.names(), weights.recognise, go_template=check_go))
     assert not loaded.problems
     assert not loaded.warnings
 
@@ -102,7 +103,7 @@ def test_localai_option_list_is_read_with_the_backends_types() -> None:
 def test_go_templates_beside_the_weights_own_are_a_warning() -> None:
     """As in LocalAI, where the template that came with the weights is rendered then."""
     loaded = good("go_beside_the_weights_own")
-    assert [(warning.line, warning.key) for warning in loaded.warnings] == [(4, "template.chat"), (5, "template.completion")]
+    assert [(warning.line, warning.key) for warning in loaded.warnings] == [(4, "template.chat")]
 
 
 def test_escaped_apostrophes_in_double_quotes_are_read_as_go_does() -> None:

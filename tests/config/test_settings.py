@@ -172,3 +172,29 @@ def test_off_is_a_word_in_a_settings_file(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("auto_install: off\n")
     assert load_settings({}, {}, file).auto_install == "off"
+
+
+VARIABLES = {
+    "host": "::1", "port": "81", "models_dir": "/m", "api_keys": "a,b", "default_model": "m", "unknown_model": "default",
+    "stream_hold": "3s", "load_wait": "4s", "max_queue_wait": "5s", "keep_alive": "6m", "memory_budget": "7GiB", "drain": "8",
+    "allowed_hosts": "x.example,y", "allowed_origins": "https://x.example", "watch": "poll", "log_level": "error",
+    "hub_token": "hf_x", "auto_install": "off", "galleries": "mine=/index.yaml", "hub_owners": "Qwen",
+    "install_size_limit": "9GB", "licences": "mit", "preload": "pocket,other",
+}  # fmt: skip
+
+
+def test_every_setting_has_its_variable(tmp_path: Path) -> None:
+    key_file = tmp_path / "keys"
+    key_file.write_text("c\n")
+    env = {f"LLMGALLERY_{name.upper()}": text for name, text in {**VARIABLES, "api_key_file": str(key_file)}.items()}
+    settings = load_settings(env=env)
+    assert {row.variable for row in setting_rows()} == env.keys()
+    unchanged = [row.name for row in setting_rows() if getattr(settings, row.name) == getattr(DEFAULTS, row.name)]
+    assert not unchanged
+    assert settings.api_keys == ["a", "b", "c"]
+
+
+def test_values_of_another_program_lie_below_all_else() -> None:
+    below = {"port": 1, "host": "0.0.0.0", "log_level": "debug"}
+    settings = load_settings({"host": "::1"}, {"LLMGALLERY_PORT": "2"}, below=below)
+    assert (settings.host, settings.port, settings.log_level) == ("::1", 2, "debug")

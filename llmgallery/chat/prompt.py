@@ -1,54 +1,34 @@
-"""A conversation becomes the text that the model continues."""
+"""A conversation becomes the text that the model continues: which format writes it, and what ends the answer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
-import msgspec
-
+from llmgallery.chat.formats import gatogpt
+from llmgallery.chat.formats.base import Format, Said, WithTemplates
+from llmgallery.chat.formats.jinja import JinjaFormat, bos_text
+from llmgallery.chat.formats.kobold import KoboldFormat, kobold_format
+from llmgallery.chat.formats.localai import CHAT_KEYS, LocalAIFormat
+from llmgallery.chat.formats.ollama import OllamaFormat
+from llmgallery.chat.unread import unread
 from llmgallery.config.model import ModelConfig
-from llmgallery.core.errors import InvalidField, TemplateError
-from llmgallery.core.messages import ImagePart, Message, Tool, ToolCall
-from llmgallery.core.requests import ChatRequest
-from llmgallery.templates import presets
-from llmgallery.templates.jinja import ChatTemplate, Limits, check, compile_template
-from llmgallery.templates.jinja_guard import CHARS_A_STEP
+from llmgallery.core.errors import TemplateError
+from llmgallery.core.messages import say
+from llmgallery.core.requests import ChatRequest, CompletionRequest
+from llmgallery.templates import kobold, presets
+from llmgallery.templates.detect import detect
+from llmgallery.templates.presets import Preset
 
 TOOL_USE = "tool_use"
 """The name under which weights may bring a second template, for chats with tools."""
-
-PASSES = 64
-"""How often a template may go through all that was said, beyond what every render may do."""
-
-_CONTINUE = "CONTINUE_FINAL_MESSAGE_TAG "
-
-
-class WithTemplates(Protocol):
-    """What the weights bring for prompts; backends.base.Loaded is one."""
-
-    @property
-    def chat_template(self) -> str | None: ...
-    @property
-    def templates(self) -> dict[str, str]: ...
-    @property
-    def bos(self) -> str: ...
-    @property
-    def eos(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A template's text, where it is from ("template.preset chatml"), and the strings that end an answer in its format."""
-
-    source: str
-    origin: str
-    stops: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Rendered:
     """A prompt, to be tokenised with its control tokens recognised; the BOS token is already in it when `bos_in_text`.
+    `origin`: where its format is from. `repairs`: what was done to the conversation so that the template takes it.
+    `warnings`: what of the request is ignored, and what of the format failed.
 
     Control tokens that a user wrote into a message are recognised too, as llama-server does: nothing in the text tells
     them from the template's own.
@@ -57,151 +37,130 @@ class Rendered:
     prompt: str
     stops: tuple[str, ...]
     bos_in_text: bool
+    origin: str = ""
+    repairs: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def render_chat(request: ChatRequest, config: ModelConfig, loaded: WithTemplates) -> Rendered:
     """The prompt of `request`, and all its stop strings: its own, the model YAML's and the format's.
 
-    Raises TemplateError (the template's refusal or failure) and InvalidField (nothing to continue).
+    Raises TemplateError (the template's refusal or failure), InvalidField (nothing to continue, an adapter that is none), and
+    UnsupportedField for what the template does not read.
     """
-    choice = pick_template(config, loaded, tools=bool(request.tools))
-    messages = messages_for_template(request, config.system_prompt)
-    if "developer" not in choice.source:
-        # Most templates know no developer role, and some refuse roles that they do not know.
-        messages = [{**message, "role": "system"} if message["role"] == "developer" else message for message in messages]
-    variables = {
-        **config.chat_template_kwargs,
-        **request.template_vars,
-        "messages": _tagged(messages) if request.continue_final else messages,
-        "tools": [tool_for_template(tool) for tool in request.tools] or None,
-        "documents": request.template_vars.get("documents"),
-        "add_generation_prompt": not request.continue_final,
-        "bos_token": _first(config.template.bos_token, loaded.bos),
-        "eos_token": _first(config.template.eos_token, loaded.eos),
-    }
-    prompt = _compiled(choice).render(variables, _limits(request))
-    if request.continue_final:
-        prompt = _cut_at_tag(prompt)
-    stops = tuple(dict.fromkeys(stop for stop in (*request.stop, *config.stopwords, *choice.stops) if stop))
-    bos = variables["bos_token"]
-    return Rendered(prompt, stops, bool(bos) and prompt.startswith(bos))
+    format = pick_format(config, loaded, tools=bool(request.tools), adapter=request.adapter)
+    warnings = unread(request, format.texts.values(), config.on_unsupported)
+    return _rendered(format.chat(request, config, loaded), request.stop, config, loaded, format.origin, warnings)
 
 
-def pick_template(config: ModelConfig, loaded: WithTemplates, *, tools: bool = False) -> Choice:
-    """The model YAML's template, else the one that came with the weights, else the fallback preset.
+def render_completion(request: CompletionRequest, config: ModelConfig, loaded: WithTemplates) -> Rendered | None:
+    """The prompt of a completion or an edit, if the model's templates write one; None = it goes to the model as it came, as
+    token ids and text that is to be filled in always do.
 
-    Raises ConfigError when the YAML names an unknown preset.
+    An edit that no template was made for becomes a chat: its instruction and its text are what the user says. Raises
+    TemplateError.
     """
+    if not isinstance(request.prompt, str) or request.suffix:
+        return None
+    said, origin, warnings = _by_template(request, config, loaded)
+    if said is None and request.instruction is not None:
+        text = f"{request.instruction}\n\n{request.prompt}" if request.prompt else request.instruction
+        chat = render_chat(ChatRequest((say("user", text),), stop=request.stop), config, loaded)
+        return Rendered(chat.prompt, chat.stops, chat.bos_in_text, chat.origin, chat.repairs, (*warnings, *chat.warnings))
+    if said is None:
+        return Rendered(request.prompt, _stops(request.stop, config), False, origin, (), warnings) if warnings else None
+    return _rendered(said, request.stop, config, loaded, origin, warnings)
+
+
+def _by_template(
+    request: CompletionRequest, config: ModelConfig, loaded: WithTemplates
+) -> tuple[Said | None, str, tuple[str, ...]]:
+    """What a template makes of the prompt, where it is from, and why it failed: as in LocalAI, the prompt then does without."""
+    key = "completion" if request.instruction is None else "edit"
+    if getattr(config.template, key) and (key == "edit" or config.template.engine != "gatogpt"):
+        origin = f"template.{key}"
+        try:
+            return LocalAIFormat(config.template).completion(request, config), origin, ()
+        except TemplateError as exc:
+            return None, origin, (f"the prompt went to the model without its template: {exc.message}",)
+    format = pick_format(config, loaded)
+    return format.completion(request, config), format.origin, ()
+
+
+def _rendered(
+    said: Said, stop: tuple[str, ...], config: ModelConfig, loaded: WithTemplates, origin: str, warnings: tuple[str, ...]
+) -> Rendered:
+    bos = bos_text(config, loaded)
+    in_text = bool(bos) and said.prompt.startswith(bos)
+    return Rendered(said.prompt, _stops(stop, config, said), in_text, origin, said.repairs, (*warnings, *said.warnings))
+
+
+def _stops(stop: tuple[str, ...], config: ModelConfig, said: Said | None = None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(each for each in (*stop, *config.stopwords, *(said.stops if said else ())) if each))
+
+
+# --- which format ------------------------------------------------------------------------------------------------------------
+
+
+def pick_format(
+    config: ModelConfig, loaded: WithTemplates, *, tools: bool = False, adapter: dict[str, Any] | str | None = None
+) -> Format:
+    """What writes the prompts of chats: the request's `adapter`, what the YAML says, the template of the weights (which may have
+    one of its own for chats with `tools`), or what the weights are likely to know.
+
+    Raises ConfigError when the YAML names an unknown preset, InvalidField for an adapter that is none.
+    """
+    if adapter is not None:
+        return kobold_format(adapter, loaded, origin="the request's adapter")
+    own = _of_weights(config, loaded, tools=tools)
+    if own is not None and config.template.use_tokenizer_template:
+        return own
+    return _written(config, loaded) or own or _detected(config, loaded)
+
+
+def _written(config: ModelConfig, loaded: WithTemplates) -> Format | None:
+    """What the YAML says under `template`."""
     template = config.template
     if template.chat_template is not None:
         # Where a file holds the template, reading the YAML has put its text here.
-        return Choice(template.chat_template, template.chat_template_file or "template.chat_template")
-    own = (loaded.templates.get(TOOL_USE) if tools else None) or loaded.chat_template or loaded.templates.get("default")
-    if own is not None and (template.use_tokenizer_template or template.preset is None):
-        return Choice(own, "the weights' chat template" if config.parameters.model else "the backend's own chat template")
-    preset = presets.get(template.preset or presets.FALLBACK)
-    return Choice(preset.chat_template, f"template.preset {preset.name}", preset.stopwords)
+        return JinjaFormat(template.chat_template, template.chat_template_file or "template.chat_template")
+    if template.adapter:
+        return kobold_format(template.adapter, loaded, origin="template.adapter", field="template.adapter")
+    if template.engine == "gatogpt":
+        return gatogpt.from_template(template)
+    if template.engine == "ollama" and template.chat:
+        return OllamaFormat(template.chat)
+    if any(getattr(template, key) for key in CHAT_KEYS):
+        return LocalAIFormat(template)
+    if template.preset is None:
+        return None
+    preset = presets.get(template.preset)
+    return gatogpt.from_template(template) if preset.kind == "gatogpt" else _of_preset(preset, f"template.preset {preset.name}")
 
 
-def _compiled(choice: Choice) -> ChatTemplate:
-    if problem := check(choice.source):
-        place = f"{choice.origin}, line {problem.line}, column {problem.column}"
-        advice = "set template.preset or template.chat_template in the model's YAML"
-        raise TemplateError(f"{place}: {problem.message}; {advice}")
-    return compile_template(choice.source, choice.origin)
+def _of_preset(preset: Preset, origin: str, *, instructs: bool = True) -> Format:
+    """`instructs`: whether GatoGPT's ways are wanted with completions, too."""
+    match preset.kind:
+        case "gatogpt":
+            return gatogpt.from_preset(preset, origin, instructs=instructs)
+        case "kobold":
+            return KoboldFormat(kobold.read(preset.data, "template.preset"), origin)
+        case "jinja":
+            return JinjaFormat(preset.chat_template, origin, preset.stopwords)
 
 
-def _limits(request: ChatRequest) -> Limits:
-    """What the client says is not the template's doing: it comes on top of the bounds, so that a conversation which is far too
-    long is refused for its length, and one that fits a huge context is rendered."""
-    said = sum(_length(message) for message in request.messages)
-    bounds = Limits()
-    return replace(bounds, chars=bounds.chars + 2 * said, steps=bounds.steps + PASSES * said // CHARS_A_STEP)
+def _of_weights(config: ModelConfig, loaded: WithTemplates, *, tools: bool) -> Format | None:
+    """The Jinja template that came with the weights; None = there is none."""
+    unnamed = {"default": loaded.chat_template} if loaded.chat_template else {}
+    named = {**unnamed, **loaded.templates}
+    own = (named.get(TOOL_USE) if tools else None) or loaded.chat_template or named.get("default")
+    if own is None:
+        return None
+    origin = "the weights' chat template" if config.weights else "the backend's own chat template"
+    return JinjaFormat(own, origin, named=named)
 
 
-def _length(message: Message) -> int:
-    calls = sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
-    return len(message.text) + len(message.reasoning or "") + calls
-
-
-def messages_for_template(request: ChatRequest, system_prompt: str | None = None) -> list[dict[str, Any]]:
-    """The conversation in OpenAI's shape, which chat templates expect. `system_prompt` leads when it brings none of its own."""
-    messages = [_message(message) for message in request.messages]
-    if system_prompt and not any(message.role in ("system", "developer") for message in request.messages):
-        messages.insert(0, {"role": "system", "content": system_prompt})
-    return messages
-
-
-def tool_for_template(tool: Tool) -> dict[str, Any]:
-    """A function on offer in OpenAI's shape; one without parameters gets an empty schema, which templates look into."""
-    function: dict[str, Any] = {"name": tool.name}
-    if tool.description:
-        function["description"] = tool.description
-    function["parameters"] = tool.parameters or {"type": "object", "properties": {}}
-    if tool.strict is not None:
-        function["strict"] = tool.strict
-    return {"type": "function", "function": function}
-
-
-def _message(message: Message) -> dict[str, Any]:
-    role = "tool" if message.role == "function" else message.role
-    result: dict[str, Any] = {"role": role, "content": _content(message)}
-    if message.name is not None:
-        result["name"] = message.name
-    if message.tool_call_id is not None:
-        result["tool_call_id"] = message.tool_call_id
-    if message.tool_calls:
-        result["tool_calls"] = [_call(call) for call in message.tool_calls]
-    if message.reasoning is not None:
-        # The two names that templates know it by, as transformers passes it.
-        result["reasoning_content"] = result["thinking"] = message.reasoning
-    return result
-
-
-def _content(message: Message) -> str | list[dict[str, Any]] | None:
-    if any(isinstance(part, ImagePart) for part in message.parts):
-        return [{"type": "image"} if isinstance(part, ImagePart) else _text_part(part.text) for part in message.parts]
-    # Some templates tell a turn that only calls tools by its null content.
-    return None if message.tool_calls and not message.text else message.text
-
-
-def _text_part(text: str) -> dict[str, Any]:
-    return {"type": "text", "text": text}
-
-
-def _call(call: ToolCall) -> dict[str, Any]:
-    return {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": _arguments(call.arguments)}}
-
-
-def _arguments(text: str) -> Any:
-    """Templates want an object, to write in their own way; what is none stays the text that came."""
-    try:
-        return msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.DecodeError:
-        return text
-
-
-def _first(configured: str | None, own: str) -> str:
-    return own if configured is None else configured
-
-
-def _tagged(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with a mark at the end of the last one's text, where the prompt is cut (transformers' way)."""
-    content = messages[-1].get("content") if messages else None
-    if isinstance(content, str):
-        return [*messages[:-1], {**messages[-1], "content": content + _CONTINUE}]
-    parts = list(content or ())
-    last = max((at for at, part in enumerate(parts) if part["type"] == "text"), default=None)
-    if last is None:
-        raise InvalidField("the last message has no text that could be continued", field="messages")
-    parts[last] = _text_part(parts[last]["text"] + _CONTINUE)
-    return [*messages[:-1], {**messages[-1], "content": parts}]
-
-
-def _cut_at_tag(prompt: str) -> str:
-    at = prompt.rfind(_CONTINUE.strip())
-    if at < 0:
-        raise TemplateError("the chat template leaves out the end of the last message, so that it cannot be continued")
-    # A template that trims contents has eaten the mark's space, and would have eaten the message's own as well.
-    kept = prompt.startswith(_CONTINUE, at)
-    return prompt[:at] if kept else prompt[:at].rstrip()
+def _detected(config: ModelConfig, loaded: WithTemplates) -> Format:
+    """What suits weights that bring no template."""
+    found = detect(loaded.clues)
+    return _of_preset(found.preset, f"preset {found.preset.name}, as {found.why}", instructs=False)

@@ -14,7 +14,7 @@ from jinja2.exceptions import TemplateSyntaxError
 from llmgallery.core.errors import TemplateError
 from llmgallery.templates.jinja_guard import Limits, guarding
 from llmgallery.templates.jinja_sandbox import ChatEnvironment, Refusal, prepare, texts
-from llmgallery.templates.problem import Problem
+from llmgallery.templates.problem import Problem, told
 
 __all__ = ["ChatTemplate", "Limits", "Problem", "check", "compile_template"]
 
@@ -23,6 +23,7 @@ _TOO_MUCH_TO_COMPILE = (RecursionError, MemoryError, ValueError, OverflowError)
 _RENDER_FAILS = (
     jinja2.TemplateError,
     ArithmeticError,
+    AssertionError,
     AttributeError,
     LookupError,
     MemoryError,
@@ -52,13 +53,13 @@ class ChatTemplate:
                 context = self._template.new_context(dict(variables))
                 return texts(self._template.root_render_func(context))
             except Refusal as error:
-                raise TemplateError(error.message) from None
+                raise TemplateError(told(error.message)) from None
             except TemplateError as error:
                 raise TemplateError(f"{self._place(error)}: {error.message}") from None
             except RecursionError as error:
                 raise TemplateError(f"{self._place(error)}: calls or values are nested too deeply") from error
             except _RENDER_FAILS as error:
-                raise TemplateError(f"{self._place(error)}: {_words(error)}") from error
+                raise TemplateError(f"{self._place(error)}: {told(_words(error))}") from error
 
     def _place(self, error: BaseException) -> str:
         line = None
@@ -112,7 +113,7 @@ def _problem(source: str, number: int, message: str) -> Problem:
     number = min(max(number, 1), len(lines))
     if _GO.search(source):
         message += " (this looks like a Go template, which belongs under template.chat or template.chat_message)"
-    return Problem(number, _column(lines[number - 1], message), message)
+    return Problem(number, _column(lines[number - 1], message), told(message))
 
 
 def _column(line: str, message: str) -> int:

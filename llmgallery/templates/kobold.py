@@ -15,7 +15,8 @@ from importlib import resources
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from llmgallery.core.errors import InvalidField
+from llmgallery.core.errors import InvalidField, TemplateError
+from llmgallery.templates.jinja_guard import Limits
 
 AUTO = "AutoGuess"
 """In place of a name: the adapter that fits the chat template of the weights."""
@@ -157,7 +158,8 @@ def guess(chat_template: str | None) -> Guess | None:
 def fill(prompt: str, adapter: Adapter) -> str:
     """A prompt with KoboldCpp's placeholders `{{[INPUT]}}`, `{{[OUTPUT]}}` and `{{[SYSTEM]}}` replaced. Where one of
     `{{[INPUT_END]}}` and `{{[OUTPUT_END]}}` stands, each is its own text; else a turn's beginning ends the turn before.
-    At the end of the prompt, what begins an answer is written as `generation`."""
+    At the end of the prompt, what begins an answer is written as `generation`. Raises TemplateError before the text is longer
+    than what a render may write, beside the prompt itself."""
     start, generation = adapter.assistant_start, adapter.generation
     if generation and generation != start:
         for mark in filter(None, ("{{[OUTPUT]}}", start)):
@@ -165,7 +167,11 @@ def fill(prompt: str, adapter: Adapter) -> str:
                 before, _, after = prompt.rpartition(mark)
                 prompt = before + generation + after
                 break
-    for placeholder, text in _placeholders(prompt, adapter).items():
+    placeholders = _placeholders(prompt, adapter)
+    added = sum(prompt.count(placeholder) * len(text) for placeholder, text in placeholders.items())
+    if added > Limits().chars:
+        raise TemplateError(f"the adapter adds {added:,} characters to this prompt, more than {Limits().chars:,}")
+    for placeholder, text in placeholders.items():
         prompt = prompt.replace(placeholder, text)
     return prompt
 

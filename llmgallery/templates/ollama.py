@@ -34,7 +34,7 @@ from llmgallery.templates.gotmpl.nodes import (
 from llmgallery.templates.gotmpl.parser import ParseFault, parse
 from llmgallery.templates.gotmpl.values import Field as Named
 from llmgallery.templates.gotmpl.values import Object, Struct
-from llmgallery.templates.problem import Problem
+from llmgallery.templates.problem import Problem, told
 
 MAX_SOURCE = 100_000
 _MAIN = ""
@@ -146,7 +146,7 @@ def _parsed(source: str) -> Tree | Problem:
     try:
         return parse(source, _MAIN, lambda name: None if name in _FUNCTIONS or name in ("and", "or") else _unknown(name))
     except ParseFault as fault:
-        return Problem(*place(source, fault.pos), fault.message)
+        return Problem(*place(source, fault.pos), told(fault.message))
     except RecursionError:
         return Problem(1, 1, "the template is nested too deeply")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MOST_TOLD = 1000
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -12,3 +14,8 @@ class Problem:
     line: int
     column: int
     message: str
+
+
+def told(message: str) -> str:
+    """The message as far as anybody reads it: templates fail with texts of millions of characters, too."""
+    return message if len(message) <= MOST_TOLD else f"{message[:MOST_TOLD]}... ({len(message)} characters)"

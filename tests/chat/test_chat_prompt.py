@@ -5,8 +5,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from llmgallery.chat.prompt import messages_for_template, pick_template, render_chat, tool_for_template
+from llmgallery.chat.formats.jinja import messages_for_template, tool_for_template
+from llmgallery.chat.prompt import pick_format, render_chat
 from llmgallery.config.model import ModelConfig, Parameters, Template
+from llmgallery.core.clues import Clues
 from llmgallery.core.errors import InvalidField, TemplateError
 from llmgallery.core.messages import ImagePart, Message, RefusalPart, TextPart, Tool, ToolCall, say
 from llmgallery.core.requests import ChatRequest
@@ -22,6 +24,7 @@ class Weights(msgspec.Struct, frozen=True):
     templates: dict[str, str] = {}
     bos: str = ""
     eos: str = ""
+    clues: Clues = Clues()
 
 
 WEIGHTS = Parameters(model="x.gguf")
@@ -94,18 +97,18 @@ def test_tools_have_openai_shape() -> None:
         ({"chat_template": "mine", "preset": "chatml"}, Weights("own"), False, "template.chat_template"),
         ({"preset": "chatml"}, Weights("own"), False, "template.preset chatml"),
         ({"preset": "chatml", "use_tokenizer_template": True}, Weights("own"), False, "the weights' chat template"),
-        ({"use_tokenizer_template": True}, Weights(), False, "template.preset alpaca"),
+        ({"use_tokenizer_template": True}, Weights(), False, "preset alpaca, as nothing about the weights tells a format"),
         ({}, Weights("own"), False, "the weights' chat template"),
         ({}, Weights("own", {"tool_use": "tools"}), False, "the weights' chat template"),
         ({}, Weights("own", {"tool_use": "tools"}), True, "the weights' chat template"),
         ({}, Weights(None, {"default": "own"}), False, "the weights' chat template"),
-        ({}, Weights(), False, "template.preset alpaca"),
+        ({}, Weights(), False, "preset alpaca, as nothing about the weights tells a format"),
     ],
 )
 def test_which_template(template: dict[str, Any], weights: Weights, tools: bool, origin: str) -> None:
-    choice = pick_template(ModelConfig(template=Template(**template), parameters=WEIGHTS), weights, tools=tools)
+    choice = pick_format(ModelConfig(template=Template(**template), parameters=WEIGHTS), weights, tools=tools)
     assert choice.origin == origin
-    if "weights" in origin:
+    if "the weights'" in origin:
         assert choice.source == ("tools" if tools else "own")
     elif "preset" not in origin:
         assert choice.source == "mine"

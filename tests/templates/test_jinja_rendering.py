@@ -64,6 +64,8 @@ def test_a_render_changes_nothing() -> None:
         ("{% for x in none %}{% endfor %}", "chat template, line 1: 'NoneType' object is not iterable"),
         ("{{ raise_exception('Roles must ' ~ 'alternate') }}", "Roles must alternate"),
         ("{% include 'x' %}", "chat template, line 1: no loader for this environment specified"),
+        ("{{ 'a' | truncate(-5) }}", "chat template, line 1: expected length >= 3, got -5"),
+        ("{{ raise_exception('x' * 5000) }}", "x" * 1000 + "... (5000 characters)"),
     ],
 )
 def test_failures_tell_the_line(source: str, message: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmgallery.core.errors import InvalidField
+from llmgallery.core.errors import InvalidField, TemplateError
 from llmgallery.templates import kobold, presets
 from llmgallery.templates.kobold import Adapter
 
@@ -196,3 +196,9 @@ def test_the_last_output_is_written_as_generation_begins() -> None:
     jamba = kobold.read({"assistant_start": "<A>", "assistant_gen": "<G>"})
     assert kobold.fill("x<A>y<A>", jamba) == "x<A>y<G>"
     assert kobold.fill("{{[OUTPUT]}}", kobold.read({"user_end": "/", "assistant_start": "<A>"})) == "/<A>"
+
+
+def test_placeholders_cannot_fill_the_memory() -> None:
+    adapter = kobold.read({"user_start": "x" * 1_000_000})
+    with pytest.raises(TemplateError, match="the adapter adds 9,000,000 characters to this prompt, more than 8,000,000"):
+        kobold.fill("{{[INPUT]}}" * 9, adapter)

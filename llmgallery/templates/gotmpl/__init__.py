@@ -19,7 +19,7 @@ from llmgallery.templates.gotmpl.functions import Function
 from llmgallery.templates.gotmpl.lookup import Fault
 from llmgallery.templates.gotmpl.nodes import Tree, place
 from llmgallery.templates.gotmpl.parser import ParseFault, parse
-from llmgallery.templates.problem import Problem
+from llmgallery.templates.problem import Problem, told
 
 __all__ = ["GoTemplate", "Limits", "check_go", "compile_go"]
 
@@ -59,7 +59,7 @@ class GoTemplate:
 
     def _placed(self, pos: int, message: str) -> str:
         line, column = self._tree.place(pos)
-        return f"{self.name}, line {line}, column {column}: {message}"
+        return f"{self.name}, line {line}, column {column}: {told(message)}"
 
 
 def compile_go(source: str, name: str = "template") -> GoTemplate:
@@ -89,7 +89,7 @@ def _parse(source: str) -> Tree | Problem:
         message = fault.message
         if _JINJA.search(source):
             message += " (this looks like a Jinja template, which belongs under template.chat_template)"
-        return Problem(*place(source, fault.pos), message)
+        return Problem(*place(source, fault.pos), told(message))
     except RecursionError:
         return Problem(1, 1, "the template is nested too deeply")
 

@@ -94,3 +94,9 @@ def test_a_template_is_parsed_once_and_named_each_time() -> None:
     for name in ("one", "two"):
         with pytest.raises(TemplateError, match=f"^{name}, line 1, column 3: "):
             compile_go(source, name).render({"a": 1})
+
+
+def test_a_message_of_millions_of_characters_is_cut() -> None:
+    with pytest.raises(TemplateError) as caught:
+        compile_go('{{ fail (repeat 5000000 "x") }}').render({})
+    assert len(caught.value.message) < 1100 and "x... (5000020 characters)" in caught.value.message

@@ -200,12 +200,17 @@ class Search:
         self.found = self.found and _shifted(self.found, count)
 
     def _skip(self, text: str, end: int) -> bool:
-        """On to where the program's first characters stand; True when that is nowhere in `text`."""
-        start, length = self.at, len(self._program.prefix)
-        found = text.find(self._program.prefix, start)
-        self.at = found if found >= 0 else max(start, min(end, len(text) - length + 1))
+        """On to where the program's first characters stand, or may come to stand; True when that is not before `end`."""
+        prefix, start = self._program.prefix, self.at
+        found = text.find(prefix, start)
+        if found < 0:
+            found = text.find(prefix[0], max(start, len(text) - len(prefix) + 1))
+            while found >= 0 and not prefix.startswith(text[found:]):
+                current().step()
+                found = text.find(prefix[0], found + 1)
+        self.at = found if found >= 0 else max(start, len(text))
         current().text(self.at - start)
-        return found < 0 or found >= end
+        return self.at >= end or not text.startswith(prefix, self.at)
 
 
 def _shifted(marks: Marks, count: int) -> Marks:

@@ -140,7 +140,7 @@ def _sort_alpha(items: Any) -> list[str]:
 
 def _count(start: int, stop: int, step: int) -> int:
     """How many integers untilStep makes: none when the step leads away."""
-    return len(range(start, stop, step)) if step else 0
+    return max(0, -((start - stop) // step)) if step else 0  # len(range(...)) has no room for all of them
 
 
 def _integers(start: int, stop: int, step: int) -> list[int]:

@@ -7,11 +7,12 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
 from llmgallery.config.model import ModelConfig
+from llmgallery.core.clues import Clues
 from llmgallery.core.errors import BackendMissing
 from llmgallery.core.jobs import EmbedJob as EmbedJob
 from llmgallery.core.jobs import Job as Job
@@ -72,9 +73,9 @@ class BackendSpec:
 class Loaded(msgspec.Struct, frozen=True):
     """What one model really is, told once it is loaded. Sizes in tokens, memory in bytes.
 
-    `chat_template`: the Jinja text that came with the weights; `templates`: named ones ("tool_use").
-    `bos`/`eos`: their texts, for templates. `capabilities`: of "generate", "embed", "rerank", "logprobs", "constraints";
-    "probabilities": the scores of rerank are such already, from 0 to 1, not logits.
+    `chat_template`: the Jinja text that came with the weights; `templates`: named ones ("tool_use"); `clues`: what tells their
+    format where they bring none. `bos`/`eos`: their texts, for templates. `capabilities`: of "generate", "embed", "rerank",
+    "logprobs", "constraints"; "probabilities": the scores of rerank are such already, from 0 to 1, not logits.
     `fim`: the tokens (prefix, suffix, middle) around what is to be filled in, for models that have them.
     `embedding_size`: numbers in a vector; 0 = it makes none.
     """
@@ -85,6 +86,7 @@ class Loaded(msgspec.Struct, frozen=True):
     capabilities: frozenset[str] = frozenset()
     chat_template: str | None = None
     templates: dict[str, str] = {}
+    clues: Clues = Clues()
     bos: str = ""
     eos: str = ""
     memory_bytes: int = 0
@@ -130,3 +132,11 @@ class Backend(Protocol):
     def tokenize(self, text: str, *, special: bool, bos: bool) -> list[int]: ...
     def detokenize(self, tokens: Sequence[int]) -> str: ...
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class HasVocabulary(Protocol):
+    """A backend that can also load what prompts need and nothing else, in place of `load`: quickly, and with little memory.
+    `Loaded.context_size`: the YAML's, else the model's own, else 0; then tokenize, detokenize and close work."""
+
+    def load_vocabulary(self, config: ModelConfig, files: Files) -> Loaded: ...

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 
 from llmgallery.core.errors import GalleryError, Overloaded
-from llmgallery.core.events import Done, Event, TextDelta, joined
+from llmgallery.core.events import Done, Event, TextDelta, ToolCallDelta, joined
 
 MAILBOX_BYTES = 1024 * 1024
 LOGPROB_BYTES = 16
@@ -124,12 +124,12 @@ class Answer:
             self._accepted.exception()  # retrieved: nobody may be waiting for it
         self._wake()
 
-    def _append(self, event: TextDelta, size: int) -> None:
+    def _append(self, event: TextDelta | ToolCallDelta, size: int) -> None:
         if not self._events and size > MAILBOX_BYTES:
             self._events.append((event, 0))
             return
         last, counted = self._events[-1] if self._events else (None, 0)
-        if isinstance(last, TextDelta) and counted and not last.extra and not event.extra:
+        if isinstance(last, TextDelta) and isinstance(event, TextDelta) and counted and not last.extra and not event.extra:
             self._events[-1] = joined((last, event)), counted + size
         else:
             self._events.append((event, size))
@@ -145,6 +145,8 @@ class Answer:
         return True
 
 
-def _size(event: TextDelta) -> int:
+def _size(event: TextDelta | ToolCallDelta) -> int:
     """At least 1: what counts nothing is never merged with."""
+    if isinstance(event, ToolCallDelta):
+        return len(event.name) + len(event.arguments) + LOGPROB_BYTES
     return max(1, len(event.text) + LOGPROB_BYTES * sum(1 + len(entry.top) for entry in event.logprobs))

@@ -12,6 +12,7 @@ from llmgallery.backends.loader import specs
 from llmgallery.catalog.companions import Located, Place, locate_all
 from llmgallery.catalog.hub import Hub
 from llmgallery.catalog.index import Entry
+from llmgallery.catalog.purpose import Cached
 from llmgallery.catalog.reference import HubReference
 
 OnBytes = Callable[[int, int], None]
@@ -48,9 +49,21 @@ class WeightFiles:
 
     def present(self, entry: Entry) -> bool:
         """No download is needed. Asks no network."""
-        located = _locate(entry)
-        places = located.places if located is not None else ()
-        return all(not isinstance(place, HubReference) or self._hub.cached(place) is not None for place in places)
+        return here(entry, self._hub.cached) is not None
+
+
+def here(entry: Entry, cached: Cached) -> Files | None:
+    """The entry's files as they lie on this machine; None = some would have to be downloaded. Asks no network. Blocks. Raises
+    LoadError, BadWeights."""
+    located = _locate(entry)
+    if located is None:
+        return Files()
+    found = {place: cached(place) if isinstance(place, HubReference) else place.paths for place in located.places}
+    paths = {place: tuple(files) for place, files in found.items() if files is not None}
+    if len(paths) < len(found):
+        return None
+    adapters = tuple(file for place in located.adapters for file in paths[place])
+    return Files(paths[located.weights], adapters, paths[located.draft] if located.draft else ())
 
 
 class _Count:

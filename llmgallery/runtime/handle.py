@@ -15,7 +15,8 @@ from llmgallery import __version__
 from llmgallery.backends.base import Files
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import GalleryError, LoadError, from_info
-from llmgallery.core.requests import ChatRequest, EmbedRequest, Request, RerankRequest
+from llmgallery.core.rendering import Rendering
+from llmgallery.core.requests import EmbedRequest, Request, RerankRequest
 from llmgallery.runtime.answer import Answer
 from llmgallery.runtime.pooled import PooledAnswer
 from llmgallery.runtime.process import WorkerProcess
@@ -68,17 +69,25 @@ class Handle:
 
     @classmethod
     async def start(
-        cls, name: str, backend: str, config: ModelConfig, files: Files, on_progress: Callable[[float], None]
+        cls,
+        name: str,
+        backend: str,
+        config: ModelConfig,
+        files: Files,
+        on_progress: Callable[[float], None],
+        *,
+        render: bool = False,
     ) -> Handle:
-        """Spawns a worker and waits until it has loaded. Raises LoadError, BadWeights, BackendMissing, WorkerDied."""
+        """Spawns a worker and waits until it has loaded; `render`: what prompts need and no more. Raises LoadError, BadWeights,
+        BackendMissing, WorkerDied."""
         try:
             process = await WorkerProcess.spawn()
         except OSError as exc:
             raise LoadError(f"the system does not start {sys.executable} for model {name}: {exc.strerror or exc}") from exc
         handle = cls(name, process, on_progress)
         try:
-            groups = [tuple(str(file) for file in group) for group in (files.weights, files.adapters, files.draft)]
-            handle._send(Load(config, backend, *groups))
+            weights, adapters, draft = ([str(file) for file in group] for group in (files.weights, files.adapters, files.draft))
+            handle._send(Load(config, backend, tuple(weights), tuple(adapters), tuple(draft), render))
             await asyncio.shield(handle._ready)
         except BaseException:
             await handle.stop()
@@ -137,10 +146,11 @@ class Handle:
     async def detokenize(self, tokens: Sequence[int]) -> str:
         return (await self._ask(Detokenize(next(self._ids), tuple(tokens)))).text
 
-    async def render(self, request: ChatRequest, config: ModelConfig) -> tuple[str, tuple[int, ...]]:
-        """The exact prompt of a chat, and its tokens."""
+    async def render(self, request: Request, config: ModelConfig) -> Rendering:
+        """The exact prompt of a request. Raises what the worker would refuse it for, if the template does not take it."""
         result = await self._ask(Render(next(self._ids), self._configure(config), request))
-        return result.text, result.tokens
+        assert result.rendering is not None
+        return result.rendering
 
     async def stop(self, why: GalleryError | None = None) -> None:
         """Returns when the process is gone. Open requests fail with `why`."""

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-import msgspec
-
 from llmgallery.backends.base import Files
-from llmgallery.backends.loader import specs
-from llmgallery.catalog.companions import ADAPTER_KEYS, DRAFT_KEY, check_companions
+from llmgallery.catalog.companions import check_companions
 from llmgallery.catalog.index import Entry
-from llmgallery.catalog.weights import backend_for
-from llmgallery.config.model import ModelConfig, load_options
+from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import GalleryError, LoadError, Overloaded
 from llmgallery.core.events import Progress
 from llmgallery.runtime import memory, policy
 from llmgallery.runtime.handle import Handle
+from llmgallery.runtime.keys import backend_of, load_key
 from llmgallery.runtime.lease import Board, Lease
+from llmgallery.runtime.light import LightWorkers
 from llmgallery.runtime.resident import ModelState, Resident
 
 _log = logging.getLogger(__name__)
@@ -67,6 +64,7 @@ class Manager:
         self._stopping = False
         self.restarts = 0
         self.evictions = 0
+        self.light = LightWorkers()
 
     async def start(self) -> None:
         """Begins to unload idle models."""
@@ -85,6 +83,7 @@ class Manager:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._unload_each(list(self._residents.values()), _shutting_down())
+        await self.light.stop(_shutting_down())
 
     # --- leases ----------------------------------------------------------------------------------------------------------
 
@@ -153,7 +152,7 @@ class Manager:
 
     def _resident(self, entry: Entry, files: Files) -> Resident:
         """The record of the entry's load key; five YAMLs over one file share one. Raises LoadError."""
-        backend = entry.backend or backend_for(files.weights, specs())
+        backend = backend_of(entry, files)
         key = load_key(backend, entry.config, files)
         resident = self._residents.get(key)
         if resident is None:
@@ -162,6 +161,11 @@ class Manager:
             other.entries.pop(entry.name, None)  # what the model was before its file or its weights changed
         resident.entries[entry.name] = entry
         return resident
+
+    def loaded(self, key: str) -> Handle | None:
+        """The worker of a load key, if it could answer at once. None is started, and none is kept from being unloaded."""
+        resident = self._residents.get(key)
+        return resident.live if resident is not None else None
 
     # --- loads: tasks of the manager; no waiter's cancel cancels them ------------------------------------------------------
 
@@ -373,21 +377,6 @@ class Manager:
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieved: waiters may have left
         return task
-
-
-def load_key(backend: str, config: ModelConfig, files: Files) -> str:
-    """Equal for models that can share a worker: backend, files by path, size and time, load options. Raises LoadError."""
-    try:
-        identity = [
-            [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in group]
-            for group in (files.weights, files.adapters, files.draft)
-        ]
-    except OSError as exc:
-        raise LoadError(f"{exc.filename} cannot be read: {exc.strerror}") from exc
-    # What they mean is in the other two.
-    named = {"backend", "model", "parameters.model", DRAFT_KEY, *ADAPTER_KEYS}
-    options = {key: value for key, value in load_options(config).items() if key not in named}
-    return hashlib.sha256(msgspec.json.encode([backend, identity, options], order="sorted")).hexdigest()[:16]
 
 
 def _plan(config: ModelConfig, files: Files, free: int, most: int) -> memory.Plan:

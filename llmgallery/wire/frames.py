@@ -7,9 +7,10 @@ import msgspec
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import ErrorInfo
 from llmgallery.core.events import Event
+from llmgallery.core.rendering import Rendering
 from llmgallery.core.requests import ChatRequest, CompletionRequest, EmbedRequest, RerankRequest
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_FRAME = 64 * 1024 * 1024
 
 
@@ -19,13 +20,15 @@ class Frame(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
 class Load(Frame, frozen=True):
     """Load this model from these files (first = the weights, or their first part), with these LoRA adapters and the files of
-    this draft model. Answered by Loading..., Ready or Fatal."""
+    this draft model. Answered by Loading..., Ready or Fatal. `render`: only what prompts need, the vocabulary and templates that
+    are in the files; without a `backend` not even these. Such a worker takes Tokenize, Detokenize and Render."""
 
     config: ModelConfig
     backend: str
     files: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
     draft: tuple[str, ...] = ()
+    render: bool = False
 
 
 class Configure(Frame, frozen=True):
@@ -84,11 +87,11 @@ class Detokenize(Frame, frozen=True):
 
 
 class Render(Frame, frozen=True):
-    """The exact prompt of a chat, and its tokens; answered by Result."""
+    """The exact prompt of a request; answered by Result."""
 
     id: int
     digest: str
-    request: ChatRequest
+    request: ChatRequest | CompletionRequest
 
 
 class Stop(Frame, frozen=True):
@@ -145,12 +148,13 @@ class Events(Frame, frozen=True):
 
 
 class Result(Frame, frozen=True):
-    """Answer to Tokenize (tokens), Detokenize (text) and Render (both), or their error."""
+    """Answer to Tokenize (tokens), Detokenize (text) and Render (rendering), or their error."""
 
     id: int
     text: str = ""
     tokens: tuple[int, ...] = ()
     error: ErrorInfo | None = None
+    rendering: Rendering | None = None
 
 
 class Vectors(Frame, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import sys
 import threading
 import time
@@ -12,9 +13,9 @@ import msgspec
 
 from llmgallery.backends.base import Output, Pooled, StepStats
 from llmgallery.chat.alignment import Aligned, TokenAligner
-from llmgallery.chat.parser import AnswerParser
+from llmgallery.chat.parser import AnswerParser, Piece
 from llmgallery.core.errors import ErrorInfo, GalleryError
-from llmgallery.core.events import Done, Event, TextDelta, TokenLogprob, joined
+from llmgallery.core.events import Done, Event, Reason, TextDelta, TokenLogprob, ToolCallDelta, joined
 from llmgallery.wire.frames import Events, Loading, Report, Stats, Vectors
 from llmgallery.worker.prepare import Prepared
 
@@ -26,7 +27,7 @@ class _Answer:
     """One open answer: its parser, the tokens behind its text, and what waits for company when nobody streams it."""
 
     def __init__(self, prepared: Prepared, coalesce: bool) -> None:
-        self.parser = AnswerParser(prepared.stops)
+        self.parser = AnswerParser(prepared.stops, prepared.config, prepared.tools, parallel=prepared.parallel_tool_calls)
         self.coalesce = coalesce
         self.stopping = False
         self._preamble = prepared.preamble
@@ -58,31 +59,32 @@ class _Answer:
         self._released = now
         return self._take()
 
-    def finish(self) -> list[TextDelta]:
+    def finish(self) -> list[TextDelta | ToolCallDelta]:
         self._begin(())
-        if not self.stopping:
-            self._say(self.parser.finish())
-            if self.parser.stopped is not None:
-                self._stop()
-            elif self._aligner is not None:
-                self._add_tokens(self._aligner.finish())
-        return self._take()
+        # Also where a stop string has ended the answer: what the model file's keys hold back goes out now.
+        self._say(self.parser.finish())
+        if not self.stopping and self.parser.stopped is not None:
+            self._stop()
+        elif not self.stopping and self._aligner is not None:
+            self._add_tokens(self._aligner.finish())
+        return [*self._take(), *self.parser.calls]
 
     def _begin(self, tokens: Sequence[TokenLogprob]) -> None:
-        """The echo of the prompt, once."""
+        """The echo of the prompt, once. Its text goes the way of the answer's, unless log probabilities tell of it."""
         text, self._preamble = self._preamble, ""
         aligner, shown = TokenAligner(), tokens[self._echoed]
-        if text or shown:
+        if shown:
             aligner.feed(text, shown)
+        elif text:
+            text = self.parser.begin(text)
+        if text or shown:
             self._held.append(_with_tokens(TextDelta(text), aligner.finish()))
 
-    def _say(self, deltas: list[TextDelta]) -> None:
-        """Text that the parser lets out, with the tokens that are whole with it."""
-        if self._aligner is None:
-            self._held += deltas
-            return
-        for delta in deltas:
-            self._held.append(_with_tokens(delta, self._aligner.take(len(delta.text))))
+    def _say(self, piece: Piece) -> None:
+        """Text that the parser lets out, with the tokens that are whole with what the model wrote."""
+        aligned = self._aligner.take(piece.written) if self._aligner is not None and piece.written else []
+        if piece.text or aligned:
+            self._held.append(_with_tokens(TextDelta(piece.text), aligned))
 
     def _stop(self) -> None:
         """A stop string has come: of the tokens that hold it, those remain that began before it."""
@@ -121,6 +123,7 @@ class Answers:
         self._most_sequences = 0
         self._tokens = self._guessed = self._met = 0
         self._stats_sent = 0.0
+        self._closing: queue.SimpleQueue[tuple[_Answer, Output]] | None = None
 
     def open(self, prepared: Prepared, coalesce: bool) -> None:
         """Before the job is submitted."""
@@ -133,13 +136,32 @@ class Answers:
     def step(self, outputs: Sequence[Output], stats: StepStats) -> None:
         now = time.monotonic()
         items: list[tuple[int, Event]] = []
+        ended: list[tuple[_Answer, Output]] = []
         with self._lock:
             for output in outputs:
-                items += [(output.id, event) for event in self._events(output, now)]
+                items += [(output.id, event) for event in self._events(output, now, ended)]
             idle = not self._open
         self._report_stats(stats, now, idle)
         if items:
             self._send(Events(tuple(items)))
+        for answer, output in ended:
+            self._close(answer, output)
+
+    def _close(self, answer: _Answer, output: Output) -> None:
+        """Makes out the end of an answer that nothing is added to any more, in a thread of its own: the others go on."""
+        if self._closing is None:
+            self._closing = queue.SimpleQueue()
+            threading.Thread(target=self._close_all, args=(self._closing,), name="closer", daemon=True).start()
+        self._closing.put((answer, output))
+
+    def _close_all(self, closing: queue.SimpleQueue[tuple[_Answer, Output]]) -> None:
+        while True:
+            answer, output = closing.get()
+            try:
+                self._send(Events(tuple((output.id, event) for event in self._end(answer, output))))
+            except Exception as exc:  # noqa: BLE001 - thread border: the answer must end, whatever a rule does to it
+                traceback.print_exc()
+                self._send(Events(((output.id, Done("error", output.usage, describe(exc))),)))
 
     def pooled(self, result: Pooled) -> None:
         error = None if result.error is None else describe(result.error)
@@ -148,7 +170,8 @@ class Answers:
     def fatal(self, error: BaseException) -> None:
         self._die(ErrorInfo("WorkerDied", f"the engine failed: {error}"))
 
-    def _events(self, output: Output, now: float) -> list[Event]:
+    def _events(self, output: Output, now: float, ended: list[tuple[_Answer, Output]]) -> list[Event]:
+        """What is to be said at once; an answer whose end takes time to make out is added to `ended`."""
         answer = self._open.get(output.id)
         if answer is None:
             return []
@@ -158,16 +181,27 @@ class Answers:
             self._cancel(output.id)
         if output.finish is not None:
             del self._open[output.id]
-            events += [*answer.finish(), self._done(answer, output)]
+            if answer.parser.changes:
+                ended.append((answer, output))
+            else:
+                events += self._end(answer, output)
         return events
+
+    def _end(self, answer: _Answer, output: Output) -> list[Event]:
+        last = answer.finish()
+        if answer.parser.fault:
+            print(f"answer {output.id}: {answer.parser.fault}", file=sys.stderr, flush=True)
+        return [*last, self._done(answer, output)]
 
     def _done(self, answer: _Answer, output: Output) -> Done:
         mean = answer.mean_logprob
         if answer.stopping:
-            return Done("stop", output.usage, stop=answer.parser.stopped, mean_logprob=mean)
+            reason: Reason = "tool_calls" if answer.parser.calls else "stop"
+            return Done(reason, output.usage, stop=answer.parser.stopped, mean_logprob=mean)
         if output.finish == "error":
             return Done("error", output.usage, ErrorInfo("WorkerDied", output.message))
-        return Done(output.finish or "stop", output.usage, mean_logprob=mean)
+        reason = output.finish or "stop"
+        return Done("tool_calls" if reason == "stop" and answer.parser.calls else reason, output.usage, mean_logprob=mean)
 
     def _report_stats(self, stats: StepStats, now: float, idle: bool) -> None:
         """Before the step's events, so that who has seen a Done has seen the steps that led to it."""

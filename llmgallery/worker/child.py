@@ -44,7 +44,8 @@ from llmgallery.wire.frames import (
 from llmgallery.worker.answers import Answers, describe
 from llmgallery.worker.outbox import Outbox
 from llmgallery.worker.pooled import embed_job, rerank_job
-from llmgallery.worker.prepare import chat_tokens, check_tokens, prepare
+from llmgallery.worker.prepare import check_tokens, prepare
+from llmgallery.worker.rendering import load_vocabulary, render
 
 
 def serve(fd: int) -> None:
@@ -62,6 +63,7 @@ class Child:
         self._lock = threading.Lock()
         self._backend: Backend | None = None
         self._loaded = Loaded(context_size=0)
+        self._can_answer = False
         self._answers = Answers(self._outbox.send, self._cancel_job, self._die)
 
     def run(self) -> None:
@@ -111,13 +113,12 @@ class Child:
                 raise AssertionError(f"{command} is the reader's")
 
     def _load(self, command: Load) -> None:
+        files = _files(command)
         try:
-            spec = specs().get(command.backend)
-            if spec is None:
-                raise LoadError(f"this worker has no backend {command.backend}")
-            backend = spec.load()()
-            self._loaded = backend.load(command.config, _files(command), self._answers)
-            self._backend = backend
+            if command.render:
+                self._backend, self._loaded = load_vocabulary(specs(), command.backend, command.config, files)
+            else:
+                self._load_model(command, files)
         except Exception as exc:  # noqa: BLE001 - process border: the parent must hear of every failure
             info = describe(exc)
             self._die(info if info.kind != "GalleryError" else ErrorInfo("LoadError", info.message))
@@ -126,14 +127,29 @@ class Child:
             Ready(loaded.context_size, loaded.slots, tuple(sorted(loaded.capabilities)), loaded.memory_bytes, loaded.vocab_size)
         )
 
+    def _load_model(self, command: Load, files: Files) -> None:
+        spec = specs().get(command.backend)
+        if spec is None:
+            raise LoadError(f"this worker has no backend {command.backend}")
+        backend = spec.load()()
+        self._loaded = backend.load(command.config, files, self._answers)
+        self._backend = backend
+        self._can_answer = True
+
     def _die(self, error: ErrorInfo) -> NoReturn:
         self._outbox.send(Fatal(error))
         self._outbox.flush(5)
         os._exit(1)
 
     def _ready_backend(self) -> Backend:
+        """Raises LoadError when there is none to answer with."""
+        if not self._can_answer:
+            raise LoadError("nothing is loaded that could answer")
+        return self._vocabulary()
+
+    def _vocabulary(self) -> Backend:
         if self._backend is None:
-            raise LoadError("nothing is loaded yet")
+            raise LoadError("no vocabulary is loaded")
         return self._backend
 
     def _submit(self, command: Submit) -> None:
@@ -194,16 +210,14 @@ class Child:
 
     def _result(self, command: Tokenize | Detokenize | Render) -> Result:
         try:
-            backend = self._ready_backend()
             match command:
                 case Tokenize(id, text, special, bos):
-                    return Result(id, tokens=tuple(backend.tokenize(text, special=special, bos=bos)))
+                    return Result(id, tokens=tuple(self._vocabulary().tokenize(text, special=special, bos=bos)))
                 case Detokenize(id, tokens):
                     check_tokens(tokens, self._loaded.vocab_size, "tokens")
-                    return Result(id, text=backend.detokenize(tokens))
+                    return Result(id, text=self._vocabulary().detokenize(tokens))
                 case Render(id, digest, request):
-                    rendered, prompt = chat_tokens(request, self._configs[digest], backend, self._loaded)
-                    return Result(id, text=rendered.prompt, tokens=tuple(prompt))
+                    return Result(id, rendering=render(request, self._configs[digest], self._backend, self._loaded))
         except Exception as exc:  # noqa: BLE001 - process border: one request fails, the worker goes on
             return Result(command.id, error=describe(exc))
 

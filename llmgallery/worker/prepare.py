@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from llmgallery.backends.base import Backend, Job, Loaded
-from llmgallery.chat.prompt import Rendered, render_chat
+from llmgallery.chat.prompt import Rendered, render_chat, render_completion
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import ContextExceeded, InvalidField, TemplateError, UnsupportedField
 from llmgallery.core.requests import ChatRequest, CompletionRequest, Request
@@ -25,21 +25,30 @@ MOST_LOGPROBS = 1_000_000
 @dataclass(frozen=True)
 class Prepared:
     """A job that fits, the strings that end it, and text that comes before its answer (echo).
-    `echoed`: which of the prompt's tokens that text shows. `warnings`: what of the request is ignored."""
+    `echoed`: which of the prompt's tokens that text shows. `warnings`: what of the request is ignored. `config`: the keys that
+    cut answers and tell calls apart; `tools`: names of the functions that may be called."""
 
     job: Job
     stops: tuple[str, ...] = ()
     preamble: str = ""
     echoed: slice = field(default_factory=lambda: slice(None))
     warnings: tuple[str, ...] = ()
+    config: ModelConfig = field(default_factory=ModelConfig)
+    tools: tuple[str, ...] = ()
+    parallel_tool_calls: bool = True
 
 
 class _Prompt(NamedTuple):
-    """The tokens of a completion's prompt; those of `own` are the request's, the others mark where its text is filled in."""
+    """The tokens of a completion's prompt; those of `own` are the request's, the others mark where its text is filled in.
+    `text`: what an echo of it shows, None = what the tokens say; `stops`: what ends the answer;
+    `origin`: where the template is from that wrote it, if one did."""
 
     tokens: list[int]
     own: slice = slice(None)
     warnings: tuple[str, ...] = ()
+    text: str | None = None
+    stops: tuple[str, ...] = ()
+    origin: str = ""
 
 
 def prepare(id: int, request: Request, config: ModelConfig, backend: Backend, loaded: Loaded) -> Prepared:
@@ -52,26 +61,42 @@ def prepare(id: int, request: Request, config: ModelConfig, backend: Backend, lo
         rendered, tokens = chat_tokens(request, config, backend, loaded)
         check_fits(len(tokens), loaded.context_size, "messages")
         stops = tuple(dict.fromkeys((*request.stop, *rendered.stops)))
-        return Prepared(Job(id, tokens, sampling, request.logprobs), stops)
+        preamble = "" if request.continue_final else config.template.reply_prefix or ""
+        return Prepared(
+            Job(id, tokens, sampling, request.logprobs),
+            stops,
+            preamble,
+            warnings=rendered.warnings,
+            config=config,
+            tools=tuple(tool.name for tool in request.tools) if request.tool_choice != "none" else (),
+            parallel_tool_calls=request.parallel_tool_calls,
+        )
     prompt = completion_prompt(request, config, backend, loaded)
-    check_fits(len(prompt.tokens), loaded.context_size, "prompt", answer=sampling.max_tokens != 0)
+    check_fits(len(prompt.tokens), loaded.context_size, _field(request), answer=sampling.max_tokens != 0)
     scored = request.echo and request.logprobs is not None
     if scored:
         check_scores(len(prompt.tokens), request.logprobs or 0)
     job = Job(id, prompt.tokens, sampling, request.logprobs, scored)
-    preamble = _prompt_text(request, backend) if request.echo else ""
-    return Prepared(job, tuple(dict.fromkeys(request.stop)), preamble, prompt.own, prompt.warnings)
+    echoed = (backend.detokenize(prompt.tokens) if prompt.text is None else prompt.text) if request.echo else ""
+    preamble = echoed + (config.template.reply_prefix or "")
+    return Prepared(job, prompt.stops, preamble, prompt.own, prompt.warnings, config)
 
 
 def chat_tokens(request: ChatRequest, config: ModelConfig, backend: Backend, loaded: Loaded) -> tuple[Rendered, list[int]]:
     """The prompt of a chat, with the stop strings that its template brings, and its tokens."""
-    rendered = _rendered(request, config, loaded)
-    check_length(rendered.prompt, loaded.context_size, "messages")
+    rendered = chat_prompt(request, config, loaded)
     bos = loaded.add_bos and not rendered.bos_in_text
     tokens = backend.tokenize(rendered.prompt, special=True, bos=bos)
     if not tokens:
         raise InvalidField("the chat template made an empty prompt of these messages", field="messages")
     return rendered, tokens
+
+
+def chat_prompt(request: ChatRequest, config: ModelConfig, loaded: Loaded) -> Rendered:
+    """The same without its tokens."""
+    rendered = _rendered(request, config, loaded)
+    check_length(rendered.prompt, loaded.context_size, "messages")
+    return rendered
 
 
 def _rendered(request: ChatRequest, config: ModelConfig, loaded: Loaded) -> Rendered:
@@ -89,15 +114,28 @@ def _rendered(request: ChatRequest, config: ModelConfig, loaded: Loaded) -> Rend
 
 
 def completion_prompt(request: CompletionRequest, config: ModelConfig, backend: Backend, loaded: Loaded) -> _Prompt:
-    """The prompt of a completion; token ids are taken as they are, once they are known to the vocabulary."""
-    if not isinstance(request.prompt, str):
-        check_tokens(request.prompt, loaded.vocab_size, "prompt")
+    """The prompt of a completion or an edit, as the model's templates write it, if they do; token ids are taken as they are,
+    once they are known to the vocabulary."""
+    text, stops = request.prompt, tuple(dict.fromkeys(request.stop))
+    if not isinstance(text, str):
+        check_tokens(text, loaded.vocab_size, "prompt")
     if request.suffix and loaded.fim is not None:
-        return _filled_in(request.prompt, request.suffix, backend, loaded, loaded.fim)
-    tokens = _tokens(request.prompt, "prompt", backend, loaded, special=True, bos=loaded.add_bos)
+        return _filled_in(request, backend, loaded, loaded.fim)._replace(stops=stops)
+    warnings = _ignored_suffix(config) if request.suffix else ()
+    bos, origin = loaded.add_bos, ""
+    if (rendered := render_completion(request, config, loaded)) is not None:
+        origin = rendered.origin
+        text, stops, warnings = rendered.prompt, rendered.stops, (*warnings, *rendered.warnings)
+        bos = bos and not rendered.bos_in_text
+    tokens = _tokens(text, _field(request), backend, loaded, special=True, bos=bos)
     if not tokens:
-        raise InvalidField("the prompt is empty", field="prompt")
-    return _Prompt(tokens, warnings=_ignored_suffix(config) if request.suffix else ())
+        raise InvalidField("the prompt is empty", field=_field(request))
+    return _Prompt(tokens, warnings=warnings, text=text if isinstance(text, str) else None, stops=stops, origin=origin)
+
+
+def _field(request: CompletionRequest) -> str:
+    """Where the text of a completion, or of an edit, came from."""
+    return "prompt" if request.instruction is None else "input"
 
 
 def _ignored_suffix(config: ModelConfig) -> tuple[str, ...]:
@@ -111,19 +149,18 @@ def _ignored_suffix(config: ModelConfig) -> tuple[str, ...]:
     return (f"suffix was ignored: {why}",) if config.on_unsupported.demands == "warn" else ()
 
 
-def _filled_in(
-    prompt: str | tuple[int, ...], suffix: str, backend: Backend, loaded: Loaded, marks: tuple[int, int, int]
-) -> _Prompt:
+def _filled_in(request: CompletionRequest, backend: Backend, loaded: Loaded, marks: tuple[int, int, int]) -> _Prompt:
     """BOS, prefix mark, prompt, suffix mark, suffix, middle mark: the order of llama-server's /infill. Texts are taken as text:
     nothing in them is a control token."""
     before, after, middle = marks
     bos = backend.tokenize("", special=False, bos=True) if loaded.add_bos else []
-    own = _tokens(prompt, "prompt", backend, loaded, special=False, bos=False)
+    own = _tokens(request.prompt, "prompt", backend, loaded, special=False, bos=False)
     if bos and own[: len(bos)] == bos:
         own = own[len(bos) :]
-    rest = _tokens(suffix, "suffix", backend, loaded, special=False, bos=False)
+    rest = _tokens(request.suffix or "", "suffix", backend, loaded, special=False, bos=False)
     head = [*bos, before]
-    return _Prompt([*head, *own, after, *rest, middle], slice(len(head), len(head) + len(own)))
+    text = request.prompt if isinstance(request.prompt, str) else backend.detokenize(request.prompt)
+    return _Prompt([*head, *own, after, *rest, middle], slice(len(head), len(head) + len(own)), text=text)
 
 
 def _tokens(text: str | tuple[int, ...], field: str, backend: Backend, loaded: Loaded, *, special: bool, bos: bool) -> list[int]:
@@ -178,7 +215,3 @@ def check_scores(prompt_tokens: int, top: int) -> None:
             f"logprobs: {top} for each of {prompt_tokens} echoed tokens are more than fit into an answer; {advice}",
             field="logprobs",
         )
-
-
-def _prompt_text(request: CompletionRequest, backend: Backend) -> str:
-    return request.prompt if isinstance(request.prompt, str) else backend.detokenize(request.prompt)

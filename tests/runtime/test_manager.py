@@ -211,9 +211,9 @@ async def test_a_worker_renders_and_tokenises_without_generating(tmp_path) -> No
     who = entry(system_prompt="be brief")
     async with running(tmp_path) as manager, manager.lease(who) as lease:
         handle = await lease.handle()
-        prompt, tokens = await handle.render(chat("hé"), who.config)
-        assert "be brief" in prompt and "hé" in prompt
-        assert await handle.tokenize(prompt, special=True) == tokens
+        rendering = await handle.render(chat("hé"), who.config)
+        assert "be brief" in rendering.prompt and "hé" in rendering.prompt
+        assert await handle.tokenize(rendering.prompt, special=True) == rendering.tokens
         assert await handle.detokenize(await handle.tokenize("hé😀")) == "hé😀"
         with pytest.raises(InvalidField, match="vocabulary"):
             await handle.detokenize([1 << 20])

@@ -23,7 +23,8 @@ from llmgallery.core.events import Done
 from llmgallery.core.requests import CompletionRequest
 from llmgallery.core.sampling import Sampling
 from llmgallery.runtime.files import WeightFiles
-from llmgallery.runtime.manager import Manager, load_key
+from llmgallery.runtime.keys import load_key
+from llmgallery.runtime.manager import Manager
 
 POCKET = paths.builtin("models") / "pocket-f16.gguf"
 REPO = "someone/model"

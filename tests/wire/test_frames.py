@@ -14,6 +14,7 @@ from llmgallery.config.model import ModelConfig, Parameters, Template
 from llmgallery.core.errors import ErrorInfo
 from llmgallery.core.events import Alternative, Done, TextDelta, TokenLogprob, Usage
 from llmgallery.core.messages import ImagePart, Message, TextPart, Tool, ToolCall, say
+from llmgallery.core.rendering import Rendering
 from llmgallery.core.requests import ChatRequest, CompletionRequest, EmbedRequest, RerankRequest
 from llmgallery.core.sampling import Sampling
 from llmgallery.wire import frames
@@ -33,6 +34,7 @@ CHAT = ChatRequest(
 TOP = (Alternative(6, b"x", -0.5), Alternative(7, b"\xff", -1.5))
 COMMANDS = [
     frames.Load(CONFIG, "echo", ("/a", "/b")),
+    frames.Load(CONFIG, "", render=True),
     frames.Configure("d", CONFIG),
     frames.Submit(1, "d", CHAT, True),
     frames.Submit(2, "d", CompletionRequest((1, 2, 3), echo=True, suffix="é", logprobs=0)),
@@ -42,6 +44,7 @@ COMMANDS = [
     frames.Tokenize(8, "text", True, True),
     frames.Detokenize(9, (1, 2)),
     frames.Render(10, "d", CHAT),
+    frames.Render(11, "d", CompletionRequest("é")),
     frames.Stop(),
 ]
 REPORTS = [
@@ -53,6 +56,8 @@ REPORTS = [
     frames.Events(((1, TextDelta("x")), (2, Done("stop", Usage(1, 2, 3), stop="\n", mean_logprob=-1.5)))),
     frames.Events(((1, TextDelta("x", (TokenLogprob(5, b"\xc3", None), TokenLogprob(6, b"x", -0.5, TOP)), (0, 0))),)),
     frames.Result(3, "text", (1,), ErrorInfo("GalleryError", "x")),
+    frames.Result(4, rendering=Rendering("é", (1, 2), ("stop",), "template.chat", ("repaired",), ("warned",))),
+    frames.Result(5, rendering=Rendering("")),
     frames.Vectors(4, (b"\x00\xff\x00\x80", b""), 5, ErrorInfo("Cancelled", "x")),
     frames.Stats(1, 2, 3, 4, 5),
     frames.Fatal(ErrorInfo("LoadError", "x")),

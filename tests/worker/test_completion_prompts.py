@@ -7,7 +7,7 @@ import pytest
 from llmgallery.backends.base import Loaded
 from llmgallery.backends.echo import vocab
 from llmgallery.backends.echo.backend import EchoBackend
-from llmgallery.config.model import ModelConfig, OnUnsupported
+from llmgallery.config.model import ModelConfig, OnUnsupported, Template
 from llmgallery.core.errors import ContextExceeded, InvalidField, UnsupportedField
 from llmgallery.core.messages import say
 from llmgallery.core.requests import ChatRequest, CompletionRequest
@@ -45,6 +45,29 @@ def test_an_echo_is_the_prompt_s_text_and_with_logprobs_its_tokens_are_scored(pr
     assert (ready.preamble, ready.job.logprobs, ready.job.prompt_logprobs) == ("ab", 3, True)
     assert list(ready.job.prompt)[ready.echoed] == [97, 98]
     assert not prepared(CompletionRequest(prompt, logprobs=3)).job.prompt_logprobs
+
+
+def test_a_template_writes_the_prompt_and_an_echo_shows_what_it_wrote() -> None:
+    model = ModelConfig(template=Template(completion="<{{.Input}}>", reply_prefix="!"), stopwords=["END"])
+    ready = prepared(CompletionRequest("ab", echo=True, logprobs=1, stop=("x",)), config=model)
+    assert (bytes(ready.job.prompt), ready.preamble, ready.stops) == (b"<ab>", "<ab>!", ("x", "END"))
+    assert prepared(CompletionRequest((97, 98), stop=("x",)), config=model).stops == ("x",)
+    bos = Loaded(context_size=20, vocab_size=vocab.SIZE, bos="<|tool|>", add_bos=True)
+    begun = ModelConfig(template=Template(completion="<|tool|>{{.Input}}"))
+    assert list(prepared(CompletionRequest("a"), bos, begun).job.prompt) == [BOS, 97]
+    assert list(prepared(CompletionRequest("a"), bos, ModelConfig()).job.prompt) == [BOS, 97]
+
+
+def test_an_edit_that_does_not_fit_is_its_input_s_fault() -> None:
+    for text, kind in (("x" * 30, ContextExceeded), ("", InvalidField)):
+        with pytest.raises(kind) as caught:
+            prepared(CompletionRequest(text, instruction="do"), config=ModelConfig(template=Template(edit="{{.Input}}")))
+        assert caught.value.field == "input"
+
+
+def test_a_template_that_fails_is_told_and_the_prompt_goes_as_it_came() -> None:
+    ready = prepared(CompletionRequest("ab"), config=ModelConfig(template=Template(completion="{{.No}}")))
+    assert bytes(ready.job.prompt) == b"ab" and "template.completion, line 1" in ready.warnings[0]
 
 
 def test_a_chat_s_logprobs_reach_its_job() -> None:

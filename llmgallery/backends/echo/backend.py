@@ -148,7 +148,7 @@ class EchoBackend(SteppedBackend):
     _pool: EchoPool | None = None
 
     def load(self, config: ModelConfig, files: Files, emit: Emit) -> Loaded:
-        options = msgspec.convert(config.options, EchoOptions) if isinstance(config.options, dict) else EchoOptions()
+        options = _options(config)
         for part in range(options.load_steps):
             emit.progress((part + 1) / options.load_steps)
         if options.load_gate is not None:
@@ -160,16 +160,10 @@ class EchoBackend(SteppedBackend):
         self._start(self._runner, emit, slots=slots, budget=config.parameters.batch or BATCH, context_size=context_size)
         if config.embeddings or config.reranking:
             self._pool = EchoPool(options, context_size, emit.pooled)
-        return Loaded(
-            context_size=context_size,
-            slots=slots,
-            vocab_size=vocab.SIZE,
-            chat_template=vocab.CHAT_TEMPLATE,
-            eos=vocab.TEXTS[vocab.END],
-            fim=vocab.GAP if options.fills_in else None,
-            capabilities=_capabilities(config, options),
-            embedding_size=SIZE if config.embeddings else 0,
-        )
+        return _loaded(config, options, context_size, slots)
+
+    def load_vocabulary(self, config: ModelConfig, files: Files) -> Loaded:
+        return _loaded(config, _options(config), config.context_size or CONTEXT_SIZE, 1)
 
     def cancel(self, id: int) -> None:
         super().cancel(id)
@@ -198,6 +192,23 @@ class EchoBackend(SteppedBackend):
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         return vocab.detokenize(tokens)
+
+
+def _options(config: ModelConfig) -> EchoOptions:
+    return msgspec.convert(config.options, EchoOptions) if isinstance(config.options, dict) else EchoOptions()
+
+
+def _loaded(config: ModelConfig, options: EchoOptions, context_size: int, slots: int) -> Loaded:
+    return Loaded(
+        context_size=context_size,
+        slots=slots,
+        vocab_size=vocab.SIZE,
+        chat_template=vocab.CHAT_TEMPLATE,
+        eos=vocab.TEXTS[vocab.END],
+        fim=vocab.GAP if options.fills_in else None,
+        capabilities=_capabilities(config, options),
+        embedding_size=SIZE if config.embeddings else 0,
+    )
 
 
 def _capabilities(config: ModelConfig, options: EchoOptions) -> frozenset[str]:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
+
 from llmgallery.backends.base import EmbedJob, Emit, Files, Job, Loaded, RerankJob
 from llmgallery.backends.llamacpp import api, params, pooled
 from llmgallery.backends.llamacpp.adapters import Adapters, load_adapters
@@ -14,6 +16,7 @@ from llmgallery.backends.llamacpp.log import ERROR, LOG
 from llmgallery.backends.llamacpp.runner import LlamaRunner
 from llmgallery.backends.llamacpp.spec import LlamaOptions
 from llmgallery.config.model import ModelConfig
+from llmgallery.core.clues import Clues, control_tokens
 from llmgallery.core.errors import BadWeights, InvalidField, LoadError, UnsupportedField
 from llmgallery.engine.stepped import SteppedBackend
 
@@ -59,7 +62,21 @@ class LlamaCppBackend(SteppedBackend):
             pool.start(emit)
             memory += pool.later_bytes
         slots = self._context.num_sequences if self._context else 1
-        return _loaded(model, context_size, slots, memory, pool)
+        return _loaded(model, given.weights[0], context_size, slots, memory, pool)
+
+    def load_vocabulary(self, config: ModelConfig, given: Files) -> Loaded:
+        """llama.cpp reads the header and stops: what the vocabulary takes is all the memory there is to it."""
+        _check_files(given.weights)
+        api.start()
+        with LOG.kept() as log:
+            try:
+                wanted = api.ModelParams(gpu_layers=0, vocabulary_only=True)
+                model = self._model = api.Model(given.weights, wanted, lambda fraction: None)
+            except ValueError as exc:
+                raise _refusal(given.weights[0], log) from exc
+        context_size = config.context_size or _trained_context(model)
+        loaded = _loaded(model, given.weights[0], context_size, slots=1, memory=0, pool=None)
+        return msgspec.structs.replace(loaded, capabilities=frozenset())
 
     def _load_model(self, config: ModelConfig, options: LlamaOptions, given: Files, emit: Emit) -> api.Model:
         with LOG.kept() as log:
@@ -224,13 +241,29 @@ def _architecture(model: api.Model) -> str:
     return model.metadata(lambda key: key == "general.architecture").get("general.architecture", "")
 
 
+def _trained_context(model: api.Model) -> int:
+    """By the metadata, which a vocabulary has as well; 0 = they do not say."""
+    key = f"{_architecture(model)}.context_length"
+    text = model.metadata(lambda each: each == key).get(key, "")
+    return int(text) if text.isdecimal() else 0
+
+
 def _allocated(log: Sequence[tuple[int, str]]) -> int:
     """Bytes of all buffers, by llama.cpp's own account: weights, KV cache, compute."""
     mebibytes = sum(float(size) for _, text in log for size in _BUFFER.findall(text))
     return int(mebibytes * 1024 * 1024)
 
 
-def _loaded(model: api.Model, context_size: int, slots: int, memory: int, pool: pooled.LlamaPool | None) -> Loaded:
+def _clues(model: api.Model, file: Path, has_template: bool) -> Clues:
+    """The vocabulary is looked through only for weights without a template, which need it."""
+    keys = ("general.architecture", "general.name", "tokenizer.ggml.pre")
+    said = model.metadata(lambda key: key in keys)
+    tokens = () if has_template else control_tokens(model.vocab.controls())
+    architecture, name, pre_tokenizer = (said.get(key, "") for key in keys)
+    return Clues(str(file), architecture, name, pre_tokenizer, tokens)
+
+
+def _loaded(model: api.Model, file: Path, context_size: int, slots: int, memory: int, pool: pooled.LlamaPool | None) -> Loaded:
     vocab = model.vocab
     templates = model.metadata(lambda key: key.startswith(TEMPLATE))
     return Loaded(
@@ -239,6 +272,7 @@ def _loaded(model: api.Model, context_size: int, slots: int, memory: int, pool: 
         vocab_size=vocab.size,
         chat_template=templates.get(TEMPLATE),
         templates={key[len(TEMPLATE) + 1 :]: text for key, text in templates.items() if key != TEMPLATE},
+        clues=_clues(model, file, bool(templates)),
         bos=vocab.text(vocab.bos),
         eos=vocab.text(vocab.eos),
         add_bos=vocab.adds_bos,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -96,13 +96,18 @@ class Vocab:
         """How the vocabulary writes the token; nothing for NO_TOKEN."""
         return "" if token == NO_TOKEN else (c.llama_vocab_get_text(self._vocab, token) or b"").decode(errors="replace")
 
+    def controls(self) -> Iterator[str]:
+        """The texts of tokens that are no words: control tokens, and those that whoever made the file put in."""
+        kinds = c.LLAMA_TOKEN_ATTR_CONTROL | c.LLAMA_TOKEN_ATTR_USER_DEFINED
+        return (self.text(token) for token in range(self.size) if c.llama_vocab_get_attr(self._vocab, token) & kinds)
+
     def is_end(self, token: int) -> bool:
         """It ends an answer (EOS, EOT and their like)."""
         return bool(c.llama_vocab_is_eog(self._vocab, token))
 
 
 class Model:
-    """Weights in memory."""
+    """Weights in memory; of a vocabulary only no sizes are known."""
 
     def __init__(self, files: Sequence[Path], params: ModelParams, progress: Callable[[float], None]) -> None:
         """Blocks; `progress` gets 0 to 1. Raises ValueError when llama.cpp refuses; LOG says why."""
@@ -199,6 +204,7 @@ def raw_params(params: ModelParams) -> Any:
         raw.tensor_split = shares
     raw.check_tensors = params.check_tensors
     raw.use_extra_bufts = params.repack
+    raw.vocab_only = params.vocabulary_only
     return raw
 
 

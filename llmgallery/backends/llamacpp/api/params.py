@@ -31,7 +31,7 @@ LOAD_MODES: dict[tuple[bool, bool], int] = {  # (mmap, mlock)
 @dataclass(frozen=True)
 class ModelParams:
     """None = llama.cpp's default. `tensor_split`: share of each GPU. `repack`: weights may be stored anew in the layout that
-    the CPU multiplies fastest."""
+    the CPU multiplies fastest. `vocabulary_only`: metadata and vocabulary, no weights."""
 
     gpu_layers: int | None = None
     mmap: bool | None = None
@@ -40,6 +40,7 @@ class ModelParams:
     tensor_split: Sequence[float] = ()
     check_tensors: bool = False
     repack: bool = True
+    vocabulary_only: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ import msgspec
 from llmgallery.catalog.gguf_reader import Array, Contents, Tensor, read
 from llmgallery.catalog.gguf_types import FILE_TYPES, TYPE_BY_NAME, GgmlType
 from llmgallery.config.regular import open_regular
+from llmgallery.core.clues import Clues, control_tokens
 from llmgallery.core.errors import BadWeights
 
 KV_PADDING = 256  # llama.cpp rounds a context up to this many cells
 MAX_LAYERS = 4096
+CONTROLS = (3, 4)  # tokenizer.ggml.token_type: control, and user defined
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -155,6 +157,19 @@ class _Keys:
 
     def _bad(self, key: str, value: Any, expected: str) -> BadWeights:
         return BadWeights(f"{self._name}: metadata key {key} is {str(value)[:80]!r}, not {expected}")
+
+
+def clues_of(file: Path) -> Clues:
+    """What a file says of the prompt format it was trained with; the vocabulary only where it brings no template. Raises
+    BadWeights."""
+    header = read_header(file)
+    if header.chat_template is None and not header.templates:
+        header = read_header(file, arrays=True)
+    keys = _Keys(header.metadata, str(file))
+    texts, kinds = (header.metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
+    pairs = zip(texts, kinds, strict=False) if isinstance(texts, tuple) and isinstance(kinds, tuple) else ()
+    controls = control_tokens(text for text, kind in pairs if kind in CONTROLS and isinstance(text, str))
+    return Clues(str(file), header.architecture, header.name, keys.text("tokenizer.ggml.pre") or "", controls)
 
 
 def is_causal(header: Header) -> bool:

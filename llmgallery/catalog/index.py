@@ -127,9 +127,10 @@ class _Builder:
             self.list_broken(Broken(item.name, item.path, (problem,)))
 
     def add_weights(self, short: Entry, full: Entry) -> None:
-        """Weights without a YAML, under the first of their two names that has no meaning yet."""
+        """Weights without a YAML, under the first of their two names that has no meaning yet. The name of a broken file has
+        one: its model must not answer with all that the file says left out."""
         for entry in (short, full):
-            if not any(entry.name in names for names in (self.entries, self.disabled, self.taken)):
+            if not any(entry.name in names for names in (self.entries, self.disabled, self.taken, self.broken)):
                 self.entries[entry.name] = entry
                 return
 

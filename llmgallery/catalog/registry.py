@@ -22,6 +22,7 @@ from llmgallery.config.load import LoadedModel, load_model
 from llmgallery.config.model import ModelConfig, Parameters
 from llmgallery.config.outside import Outside, Spec
 from llmgallery.config.problems import Problem
+from llmgallery.config.templates import read_sidecar, sidecar_path, with_sidecar
 from llmgallery.core.errors import BadWeights
 
 __all__ = ["YAML_SUFFIXES", "Broken", "Entry", "Registry", "Snapshot"]
@@ -190,14 +191,15 @@ class Registry:
 
     def _weights(self, path: Path, signature: Signature) -> _Read | None:
         known = self._reads.get(path)
-        if known is not None and known.signature == signature and not path.is_dir():
+        if known is not None and known.signature == signature and not path.is_dir() and known.holds(set()):
             return known
         loaded = self._detected(path)
         if loaded is None:
             return None
+        depends = tuple((other, _signature(other)) for other in loaded.depends)
         if known is not None and known.source.loaded == loaded:
-            return replace(known, signature=signature)
-        return _Read(signature, _source(path, loaded, signature, weights=True))
+            return replace(known, signature=signature, depends=depends)
+        return _Read(signature, _source(path, loaded, signature, weights=True), depends)
 
     def _detected(self, path: Path) -> LoadedModel | None:
         """Defaults for a weights file or folder that has no YAML; None when it is none, or only part of one."""
@@ -221,7 +223,13 @@ class Registry:
             problem = fault if isinstance(fault, Problem) else Problem(path, 0, 0, "", fault)
             return LoadedModel(path, name, problems=(problem,))
         config = ModelConfig(name=name, backend=backend, parameters=Parameters(model=path.name))
-        return LoadedModel(path, name, config, backend)
+        beside = sidecar_path(config, path.parent)
+        if beside is None:
+            return LoadedModel(path, name, config, backend)
+        source = read_sidecar(beside, self._outside.go_template)
+        if isinstance(source, Problem):
+            return LoadedModel(path, name, problems=(source,), depends=(beside,))
+        return LoadedModel(path, name, with_sidecar(config, source), backend, depends=(beside,))
 
 
 def _named_weights(path: Path) -> bool:

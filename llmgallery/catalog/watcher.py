@@ -14,7 +14,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Literal
 
-from watchfiles import awatch
+from watchfiles import Change, awatch
 
 from llmgallery.catalog.index import Snapshot
 from llmgallery.catalog.registry import Registry
@@ -91,7 +91,9 @@ async def _follow(follower: _Follower, stop: asyncio.Event, debounce_ms: int) ->
                     if batch or unread:
                         unread = False
                         await follower.refresh({Path(path) for _, path in batch})
-                    if await asyncio.to_thread(_watched, follower.folders) != watched:
+                    # A folder that was deleted and made again may have its old identity, but nobody watches it.
+                    gone = any(change is Change.deleted and Path(path) in watched for change, path in batch)
+                    if gone or await asyncio.to_thread(_watched, follower.folders) != watched:
                         break
         except FileNotFoundError:
             continue  # a folder went between the look and the watch

@@ -72,6 +72,15 @@ def contents(home: Home) -> dict[str, bytes]:
     return {str(path.relative_to(home.models.parent)): path.read_bytes() for path in paths}
 
 
+def test_templates_in_files_go_along(home: Home, away: Home) -> None:
+    (home.models / "mine.yaml").write_text(MINE.replace("chat_template_file: t.jinja", "function: my-tools"))
+    (home.models / "my-tools.tmpl").write_text("{{.Functions}}")
+    (home.models / "own" / "w.gguf.tmpl").write_text("{{.Input}}")
+    unpack(pack(home, "mine"), away)
+    template = away.snapshot.entries["mine"].config.template
+    assert (template.function, template.chat, template.edit) == ("{{.Functions}}", "{{.Input}}", "{{.Input}}")
+
+
 def test_what_goes_in_comes_out(home: Home, away: Home) -> None:
     done = unpack(pack(home), away)
     ours, theirs = contents(home), contents(away)

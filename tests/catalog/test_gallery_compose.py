@@ -186,9 +186,10 @@ def test_keys_without_a_home_are_told_with_their_values():
         "diffusers": {"cuda": True},
     }
     assert set(found.warnings) == {
-        "parameters.voice: unknown key, not used",
+        "parameters.voice: not used: it chooses a voice, and no backend here speaks",
         "parameters.temperatur: unknown key, not used; did you mean parameters.temperature?",
-        "function.return_name_in_function_response: unknown key, not used",
+        "function.return_name_in_function_response: not used: LocalAI has dropped it: a tool's result is known by its "
+        "tool_call_id",
         "diffusers: not used: it makes images, which no backend here does",
     }
 

@@ -20,7 +20,6 @@ from llmgallery.catalog.hub import Hub
 from llmgallery.catalog.install.addresses import address
 from llmgallery.catalog.install.entry_files import MOST_FILES
 from llmgallery.catalog.install.from_entry import Surroundings, plan_entry
-from llmgallery.catalog.install.own_template import with_own_template
 from llmgallery.catalog.install.pin import pin
 from llmgallery.catalog.install.plan import InstallPlan, PlannedFile
 from llmgallery.catalog.reference import HubReference, parse_reference
@@ -30,6 +29,7 @@ from llmgallery.config.outside import Outside
 from llmgallery.config.suggest import model_levels
 from llmgallery.core.errors import BackendMissing, ConfigError, GalleryError, HubGated, HubNotFound
 from llmgallery.templates import jinja, presets
+from llmgallery.templates.gotmpl import check_go
 
 REPO = "someone/Owl-GGUF"
 BYTES = b"GGUF" + bytes(100)
@@ -37,7 +37,7 @@ SHA = hashlib.sha256(BYTES).hexdigest()
 OTHER = b"GGUF" + bytes(200)
 WRONG = "f" * 64
 
-OUTSIDE = Outside(jinja.check, presets.names(), recognise, malformed)
+OUTSIDE = Outside(jinja.check, presets.names(), recognise, malformed, go_template=check_go)
 
 
 @pytest.fixture
@@ -421,21 +421,25 @@ config_file: |
 """
 
 
-async def test_go_templates_are_kept_and_the_weights_own_is_used(around: Surroundings):
+async def test_go_templates_are_kept_as_they_are(around: Surroundings):
     plan = await planned(around, f"url: base.yaml\n{FILE}", GO)
     model = loaded(plan, around)
     assert model.config is not None
     template = model.config.template
     assert template.chat == "{{.Input -}}\n<|im_start|>assistant\n"
     assert template.chat_message == "<|im_start|>{{ .RoleName }}\n{{.Content }}  \n\t<|im_end|>"
-    assert template.completion == "    {{.Input}}\n" and template.edit is None
-    assert (template.use_tokenizer_template, template.preset) == (True, "chatml")
-    said = "Go templates are not rendered yet: kept, and the template that came with the weights is used"
-    assert [warning for warning in plan.warnings if "template" in warning] == [
-        f"template.chat, template.chat_message, template.completion: {said}, or the preset chatml where they bring none"
-    ]
-    assert "# template.chat, " in plan.yaml
-    assert {warning.key for warning in model.warnings} >= {"template.chat", "template.chat_message", "template.completion"}
+    assert template.completion == "    {{.Input}}\n" and template.edit == ""
+    assert (template.use_tokenizer_template, template.preset) == (None, None)
+    assert not [warning for warning in (*plan.warnings, *map(str, model.warnings)) if "template" in warning]
+
+
+async def test_a_go_template_that_does_not_parse_is_told_before_anything_is_fetched(around: Surroundings):
+    text = f"overrides: {{parameters: {{model: w.gguf}}, template: {{chat: '{{{{if}}}}'}}}}\n{FILE}"
+    with pytest.raises(ConfigError, match="the template does not parse"):
+        await planned(around, text)
+    text = f"overrides: {{parameters: {{model: w.gguf}}, template: {{completion: '{{{{-.Input}}}}'}}}}\n{FILE}"
+    (told,) = [warning for warning in (await planned(around, text)).warnings if "template" in warning]
+    assert told.startswith("template.completion: the template does not parse") and told.endswith("without it")
 
 
 async def test_what_localai_drops_is_lifted_or_told(around: Surroundings):
@@ -443,33 +447,8 @@ async def test_what_localai_drops_is_lifted_or_told(around: Surroundings):
     config = loaded(plan, around).config
     assert config is not None and config.context_size == 8192
     assert "parameters.context_size has no meaning there, and is taken as context_size" in plan.warnings
-    assert "parameters.voice: unknown key, not used" in plan.warnings
+    assert "parameters.voice: not used: it chooses a voice, and no backend here speaks" in plan.warnings
     assert '# Not used here: parameters.voice = "amy"\n' in plan.yaml
-
-
-@pytest.mark.parametrize(
-    "template, expected",
-    [
-        ({"chat": "<start_of_turn>{{.Input}}"}, {"use_tokenizer_template": True, "preset": "gemma"}),
-        ({"chat": "[INST] {{.Input}} [/INST]"}, {"use_tokenizer_template": True, "preset": "mistral"}),
-        ({"chat": "[INST] <<SYS>>{{.Input}}"}, {"use_tokenizer_template": True, "preset": "llama2"}),
-        (
-            {"chat": "<|im_start|>{{.Input}}", "chat_message": "<|{{ .RoleName }}|>"},
-            {"use_tokenizer_template": True, "preset": "tulu"},
-        ),
-        ({"chat_message": "<|{{.RoleName}}|>{{.Content}}<|end|>"}, {"use_tokenizer_template": True, "preset": "phi3"}),
-        ({"chat": "{{.Input}} of its own kind"}, {"use_tokenizer_template": True}),
-        ({"chat": "<|im_start|>", "preset": "llama3"}, {"use_tokenizer_template": True}),
-        ({"chat": "<|im_start|>", "use_tokenizer_template": True}, {}),
-        ({"chat_template": "{{ messages }}"}, {}),
-        ({"use_tokenizer_template": True, "edit": None}, {}),
-    ],
-)
-def test_what_stands_in_for_go_templates(template, expected):
-    config, said = with_own_template({"template": template, "f16": True}, presets.names())
-    assert config == {"template": {**expected, **template}, "f16": True}
-    assert bool(said) is bool(expected)
-    assert with_own_template({"template": template}, ())[0]["template"].get("preset") == template.get("preset")
 
 
 async def test_draft_weights_that_the_backend_cannot_use_are_left_out(around: Surroundings):

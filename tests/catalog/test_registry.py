@@ -10,6 +10,7 @@ from llmgallery import paths
 from llmgallery.backends.loader import specs
 from llmgallery.catalog.index import Entry, Snapshot
 from llmgallery.catalog.registry import Registry
+from llmgallery.config.model import Template
 from llmgallery.config.outside import Outside
 
 POCKET = paths.builtin("models") / "pocket-f16.gguf"
@@ -163,7 +164,7 @@ def test_the_template_file_belongs_to_the_model(tmp_path: Path) -> None:
 
 def test_templates_and_presets_are_checked_from_outside(tmp_path: Path) -> None:
     class Fault:
-        line, message = 1, "no good"
+        line, column, message = 1, 1, "no good"
 
     write(tmp_path, a="template: {chat_template: bad}", b="template: {preset: chatlm}", c="template: {chat_template: fine}")
     outside = Outside(template=lambda source: Fault() if source == "bad" else None, presets=("chatml",))
@@ -171,6 +172,40 @@ def test_templates_and_presets_are_checked_from_outside(tmp_path: Path) -> None:
     assert list(found.entries) == ["c"]
     assert "no good" in found.broken["a"].problems[0].message
     assert found.broken["b"].problems[0].suggestion == "did you mean chatml?"
+
+
+def test_a_template_beside_weights_without_a_yaml_is_theirs(tmp_path: Path) -> None:
+    """As LocalAI serves bare weights."""
+    (tmp_path / "tiny.gguf").write_bytes(GGUF)
+    found = registry(tmp_path)
+    assert found.read().entries["tiny"].config.template == Template()
+    (tmp_path / "tiny.gguf.tmpl").write_text("{{.Input}} and so on")
+    entry = found.refresh().entries["tiny"]
+    assert (entry.config.template.chat, entry.config.template.completion) == ("{{.Input}} and so on",) * 2
+    assert found.is_current(entry) and found.refresh().entries["tiny"] is entry
+    (tmp_path / "tiny.gguf.tmpl").write_text("{{.Input}}")
+    assert not found.is_current(entry) and found.refresh().entries["tiny"].config.template.chat == "{{.Input}}"
+
+
+def test_a_template_beside_weights_that_does_not_parse_breaks_them(tmp_path: Path) -> None:
+    class Fault:
+        line, column, message = 1, 8, "no good"
+
+    (tmp_path / "tiny.gguf").write_bytes(GGUF)
+    (tmp_path / "tiny.gguf.tmpl").write_text("broken")
+    outside = Outside(go_template=lambda source: Fault() if source == "broken" else None)
+    found = Registry([tmp_path], specs(), outside)
+    (problem,) = found.read().broken["tiny"].problems
+    assert (problem.path, problem.line, problem.column) == (tmp_path / "tiny.gguf.tmpl", 1, 8)
+    (tmp_path / "tiny.gguf.tmpl").write_text("mended")
+    assert found.refresh().entries["tiny"].config.template.chat == "mended"
+
+
+def test_bare_weights_do_not_answer_in_the_name_of_a_broken_file(tmp_path: Path) -> None:
+    (tmp_path / "tiny.gguf").write_bytes(GGUF)
+    write(tmp_path, tiny="parameters: {model: tiny.gguf, temperature: hot}\nsystem_prompt: Be brief.")
+    found = registry(tmp_path).read()
+    assert set(found.broken) == {"tiny"} and set(found.entries) == {"tiny.gguf"}
 
 
 def test_weights_without_a_yaml_are_models_under_both_names(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from llmgallery.catalog.gallery.entry import Composed, EntryFile, GalleryEntry
-from llmgallery.catalog.gallery.localai import FOREIGN_KEYS
 from llmgallery.catalog.gallery.read import Base, read_base
+from llmgallery.config.ignored import FOREIGN
 from llmgallery.config.suggest import dotted, model_levels, nearest
 from llmgallery.core.errors import ConfigError
 
@@ -140,8 +140,8 @@ def _set(config: dict[str, Any], level: str, key: str, value: Any) -> None:
 def _unread(key: str) -> str:
     """The sentence about a key without a place."""
     first, _, last = key.rpartition(".")
-    if key.partition(".")[0] in FOREIGN_KEYS:
-        return f"{key}: not used: {FOREIGN_KEYS[key.partition('.')[0]]}"
+    if key in FOREIGN:
+        return f"{key}: not used: {FOREIGN[key]}"
     near = nearest(last, model_levels().get(first, ()))
     return f"{key}: unknown key, not used" + (f"; did you mean {dotted(first, near)}?" if near else "")
 

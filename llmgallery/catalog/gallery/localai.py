@@ -14,20 +14,6 @@ _HARDWARE = re.compile(
 )
 _BUILD = re.compile(r"-(?:development|fallback|avx|avx2|avx512|grpc)$")
 
-FOREIGN_KEYS: Mapping[str, str] = {
-    "diffusers": "it makes images, which no backend here does",
-    "tts": "it makes speech, which no backend here does",
-    "pipeline": "it joins speech models, which no backend here serves",
-    "mcp": "tool servers are the client's",
-    "agent": "agents are the client's",
-    "router": "models are chosen by name",
-    "pii": "texts are not filtered",
-    "pii_detection": "texts are not filtered",
-    "mitm": "nothing is intercepted",
-    "compression": "conversations are not compressed",
-}
-"""LocalAI's sections of a model file that ours has not, and why."""
-
 _SPEECH, _TRANSCRIPTION, _IMAGES, _VIDEO = "speech", "transcription", "images", "video"
 _SOUND, _SIGHT, _TEXT = "sound", "recognition in pictures or voices", "text"
 

@@ -88,11 +88,6 @@ class _Reading(Reading):
     def __init__(self, source: str, text: str) -> None:
         super().__init__(source, lambda key, parent: "")
         self.text = text
-        self.warnings: list[Problem] = []
-
-    def warn(self, node: Node, key: str, message: str, suggestion: str = "") -> None:
-        if len(self.warnings) < 50:
-            self.warnings.append(Problem(self.path, *place(node), key, message, suggestion))
 
     def told(self) -> tuple[str, ...]:
         return tuple(map(str, self.warnings))

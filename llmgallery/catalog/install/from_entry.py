@@ -13,7 +13,6 @@ import msgspec
 from llmgallery.catalog.gallery.entry import Composed, GalleryEntry
 from llmgallery.catalog.gallery.localai import Engine, check_library, missing_backend, our_backend, without_foreign_draft
 from llmgallery.catalog.install.entry_files import EntryFiles, Expand, references
-from llmgallery.catalog.install.own_template import with_own_template
 from llmgallery.catalog.install.pin import Pin
 from llmgallery.catalog.install.plan import InstallPlan
 from llmgallery.catalog.install.write import checked, yaml_text
@@ -51,19 +50,13 @@ async def plan_entry(entry: GalleryEntry, composed: Composed, around: Surroundin
     files = EntryFiles(entry, composed.files, around.pin, around.expand, local=around.local)
     config, left = without_foreign_draft({**composed.config, "backend": engine.name}, engine)
     config = await files.settled(config)
-    config, templates = with_own_template(config, around.outside.presets)
-    text = yaml_text(
-        _ordered(name or entry.name, composed.description, config),
-        _head(entry, composed, left),
-        {"template": templates[0]} if templates else None,
-    )
+    text = yaml_text(_ordered(name or entry.name, composed.description, config), _head(entry, composed, left))
     try:
         # What is not here yet is no fault: it will be when the text is written.
         outside = replace(around.outside, absent=None, trained=None)
         loaded = checked(text, name or entry.name, around.folder, around.specs, outside)
     except ConfigError as error:
         raise ConfigError(f"{entry.where}: {entry.id}: {error.message}", hints=error.hints) from error
-    heard = [warning for warning in loaded.warnings if not (templates and warning.key.startswith("template."))]
     return InstallPlan(
         name=name or entry.name,
         source=entry.id,
@@ -71,7 +64,7 @@ async def plan_entry(entry: GalleryEntry, composed: Composed, around: Surroundin
         files=tuple(files.planned),
         backend=engine.name,
         licence=composed.licence,
-        warnings=(*composed.lifted, *composed.warnings, *left, *templates, *files.warnings, *map(_said, heard)),
+        warnings=(*composed.lifted, *composed.warnings, *left, *files.warnings, *map(_said, loaded.warnings)),
     )
 
 

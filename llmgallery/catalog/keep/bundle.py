@@ -137,8 +137,10 @@ def _sources(entry: Entry, folders: Folders, specs: Mapping[str, Spec], repos: C
         model = load_model(entry.path, specs)
         if model.problems:
             raise as_error(model.problems, str(entry.path))
-        if (template := entry.config.template.chat_template_file) is not None:
-            yield _local(entry, "template.chat_template_file", entry.folder / template)
+        for key, path in model.templates:
+            yield _local(entry, key, path)
+    elif (beside := entry.folder / f"{entry.config.weights}.tmpl").is_file():
+        yield _local(entry, "template.chat", beside)
 
 
 def _files(path: Path) -> Iterator[Path]:

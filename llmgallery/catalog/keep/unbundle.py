@@ -32,10 +32,11 @@ from llmgallery.catalog.keep.places import PIECE, Folders, OnBytes, digest
 from llmgallery.catalog.keep.tar import Member, members
 from llmgallery.catalog.lock import LockFile
 from llmgallery.catalog.weights import local_path
-from llmgallery.config.load import MAX_TEMPLATE, parse_model
+from llmgallery.config.load import parse_model
 from llmgallery.config.outside import Outside, Spec
 from llmgallery.config.problems import as_error, shown
 from llmgallery.config.regular import open_regular
+from llmgallery.config.templates import MAX_TEMPLATE
 from llmgallery.core.errors import ConfigError, GalleryError, HubCorrupt
 
 _IS_MANIFEST = re.compile(r"llmgallery-bundle-[0-9a-f]{64}\.json")

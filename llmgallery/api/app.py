@@ -17,7 +17,9 @@ from llmgallery.api import errors, health
 from llmgallery.api.auth import Guard, Preflights
 from llmgallery.api.dialects.jina.routes import rerank
 from llmgallery.api.dialects.localai.routes import router as localai_router
+from llmgallery.api.dialects.openai.edits import edits
 from llmgallery.api.dialects.openai.embeddings import embeddings
+from llmgallery.api.dialects.openai.rendering import apply_template
 from llmgallery.api.dialects.openai.routes import router as openai_router
 from llmgallery.api.respond import BODY_BYTES, Bodiless
 from llmgallery.config.settings import Settings
@@ -48,7 +50,10 @@ def create_app(gallery: Gallery, settings: Settings, *, watcher: Watcher | None 
 
     cors = _cors(settings)
     app = Litestar(
-        route_handlers=[openai_router, embeddings, rerank, localai_router, health.healthz, health.readyz, health.metrics],
+        route_handlers=[
+            *(openai_router, edits, embeddings, apply_template, rerank, localai_router),
+            *(health.healthz, health.readyz, health.metrics),
+        ],
         dependencies={"gallery": Provide(lambda: gallery, sync_to_thread=False)},
         exception_handlers={Exception: errors.handle},
         middleware=[DefineMiddleware(health.Measure, metrics=gallery.metrics), DefineMiddleware(Guard, settings=settings)],

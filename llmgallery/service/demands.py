@@ -7,10 +7,10 @@ from collections.abc import Collection, Sequence
 import msgspec
 
 from llmgallery.backends.base import BackendSpec
-from llmgallery.config.model import Demand, OnUnsupported
+from llmgallery.config.model import Demand, Function, ModelConfig, OnUnsupported
 from llmgallery.core.errors import UnsupportedField
 
-FEATURES = frozenset({"n", "logprobs", "best_of", "suffix"})
+FEATURES = frozenset({"n", "logprobs", "best_of", "suffix", "tools"})
 """What this version can do with one backend or another. The others come with their issues."""
 
 OF_BACKENDS = frozenset({"logprobs", "suffix"})
@@ -25,12 +25,18 @@ class Wish(msgspec.Struct, frozen=True):
     hint: bool = False
 
 
-def features_of(spec: BackendSpec | None) -> frozenset[str]:
-    """What models of this backend can do. None = nobody knows the backend before the weights are here: all may be asked for."""
+def features_of(spec: BackendSpec | None, config: ModelConfig) -> frozenset[str]:
+    """What a model of this backend can do. None = nobody knows the backend before the weights are here: all may be asked for."""
+    features = FEATURES if reads_calls(config) else FEATURES - {"tools"}
     if spec is None:
-        return FEATURES
+        return features
     lacking = OF_BACKENDS - spec.capabilities
-    return FEATURES - lacking - ({"best_of"} if "logprobs" in lacking else set())
+    return features - lacking - ({"best_of"} if "logprobs" in lacking else set())
+
+
+def reads_calls(config: ModelConfig) -> bool:
+    """The model file says how the model is told of functions, or how it calls them."""
+    return bool(config.template.function) or config.function != Function()
 
 
 def settle(wishes: Sequence[Wish], policy: OnUnsupported, model: str, features: Collection[str] = FEATURES) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from llmgallery.catalog.registry import Entry, Registry, Snapshot
 from llmgallery.config.settings import Settings
 from llmgallery.core.errors import ModelBroken, ModelNotFound, NotAllowed
 from llmgallery.core.installs import Phase
+from llmgallery.core.rendering import Rendering
 from llmgallery.metrics import Metrics
 from llmgallery.runtime.manager import Manager
 from llmgallery.service.demands import features_of, settle
@@ -26,6 +27,7 @@ from llmgallery.service.generation import Generation
 from llmgallery.service.install.installing import Installing, arrive
 from llmgallery.service.names import Absent, resolve
 from llmgallery.service.pooling import PoolAsk, Pooling, use_of
+from llmgallery.service.rendering import Renderer
 from llmgallery.service.spread import Ask as Ask
 from llmgallery.service.spread import spread
 from llmgallery.service.turn import Turn
@@ -54,6 +56,7 @@ class Gallery:
         self.settings = settings
         self.registry = registry
         self.manager = manager
+        self.renderer = Renderer(manager, cached)
         self._cached = cached
         self.metrics = Metrics()
         self.metrics.watch(manager.states, lambda: manager.restarts, lambda: manager.evictions)
@@ -212,7 +215,7 @@ class Gallery:
         the planning of an install raises, which may take `wait` seconds; a full model is told on entering, what the worker
         finds by Generation.accepted."""
         entry, job = await self.wanted(ask.model, ask.token, wait)
-        features = features_of(specs().get(entry.backend or ""))
+        features = features_of(specs().get(entry.backend or ""), entry.config)
         warnings = settle(ask.wishes, entry.config.on_unsupported, entry.name, features)
         asked = spread(ask, entry, features)
         return Generation(
@@ -227,6 +230,12 @@ class Gallery:
         entry, job = await self.wanted(ask.model, ask.token, wait)
         warnings = settle(ask.wishes, entry.config.on_unsupported, entry.name)
         return Pooling(await self._turn(entry, use_of(ask.request), job), ask, warnings)
+
+    async def render(self, ask: Ask) -> tuple[str, Rendering]:
+        """The model's name, and the very prompt that one call would become. Nothing is loaded or installed. Raises as
+        Renderer.render, ModelNotFound, ModelBroken."""
+        entry = await self.entry(ask.model, ask.token)
+        return entry.name, await self.renderer.render(entry, ask)
 
     async def _turn(self, entry: Entry, use: Use, job: Job | None) -> Turn:
         """Raises UnsupportedField when the model is known not to be made for this use."""

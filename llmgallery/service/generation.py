@@ -16,7 +16,7 @@ import msgspec
 from llmgallery import __version__
 from llmgallery.catalog.registry import Entry
 from llmgallery.core.errors import Cancelled, GalleryError, WorkerDied, from_info
-from llmgallery.core.events import Done, Event, Progress, Reason, TextDelta, TokenLogprob, Usage, joined
+from llmgallery.core.events import Done, Event, Progress, Reason, TextDelta, TokenLogprob, ToolCallDelta, Usage, joined
 from llmgallery.runtime.answer import Answer
 from llmgallery.runtime.handle import Handle
 from llmgallery.service.silence import Silence
@@ -27,13 +27,15 @@ Item = tuple[int, Event]
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """One whole answer. `logprobs`, `offsets`: as in TextDelta, where they were asked for."""
+    """One whole answer. `logprobs`, `offsets`: as in TextDelta, where they were asked for. `tool_calls`: the calls that it
+    makes; then there may be no text."""
 
     text: str
     reason: Reason
     stop: str | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     offsets: tuple[int, ...] = ()
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 class Generation:
@@ -292,7 +294,7 @@ class Generation:
     def _note(self, index: int, event: Event) -> None:
         if isinstance(event, Done):
             self._done[index] = event
-        elif not self._texted and event.text:
+        elif not self._texted and (isinstance(event, ToolCallDelta) or event.text):
             self._texted = True
             self._turn.metrics.first_text(self.entry.name, self._turn.seconds)
 
@@ -310,20 +312,23 @@ async def fold(generation: Generation) -> list[Choice]:
     """The whole answers, by index: what streaming would have sent, or of more copies than choices the likeliest. Raises
     GalleryError."""
     deltas: list[list[TextDelta]] = [[] for _ in range(len(generation))]
+    calls: list[list[ToolCallDelta]] = [[] for _ in range(len(generation))]
     ends: dict[int, Done] = {}
     async for index, event in generation:
         match event:
             case TextDelta():
                 deltas[index].append(event)
+            case ToolCallDelta():
+                calls[index].append(event)
             case Done():
                 ends[index] = event
     chosen = likeliest([ends[index] for index in range(len(generation))], generation.copies, generation.choices)
-    return [_choice(joined(deltas[index]), ends[index], generation.logprobs) for index in chosen]
+    return [_choice(joined(deltas[index]), calls[index], ends[index], generation.logprobs) for index in chosen]
 
 
-def _choice(whole: TextDelta, end: Done, logprobs: bool) -> Choice:
+def _choice(whole: TextDelta, calls: Sequence[ToolCallDelta], end: Done, logprobs: bool) -> Choice:
     tokens, offsets = (whole.logprobs, whole.offsets) if logprobs else ((), ())
-    return Choice(whole.text, end.reason, end.stop, tokens, offsets)
+    return Choice(whole.text, end.reason, end.stop, tokens, offsets, tuple(calls))
 
 
 def likeliest(ends: Sequence[Done], copies: int, choices: int) -> list[int]:

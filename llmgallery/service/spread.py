@@ -75,7 +75,7 @@ def _merged(request: Request, ask: Ask, entry: Entry, features: Container[str]) 
         logprobs=_logprobs(request, ask, parameters) if "logprobs" in features else None,
     )
     if not isinstance(request, CompletionRequest):
-        return request
+        return request if "tools" in features else msgspec.structs.replace(request, tools=())
     echo = bool(parameters.echo) if "echo" in ask.unsaid else request.echo
     return msgspec.structs.replace(request, echo=echo, suffix=request.suffix if "suffix" in features else None)
 

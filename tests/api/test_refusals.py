@@ -117,6 +117,7 @@ UNSUPPORTED_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"modalities": ["text", "audio"]}, "modalities"),
     ({"audio": {"voice": "x", "format": "wav"}}, "audio"),
     ({"web_search_options": {}}, "web_search_options"),
+    ({"documents": [{"title": "a", "text": "b"}]}, "documents"),
     ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, IMAGE]}]}, "messages[0].content[1]"),
     ({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]}, "messages[0].content[0]"),
     ({"messages": [{"role": "user", "content": [{"type": "file", "file": {}}]}]}, "messages[0].content[0]"),
@@ -133,6 +134,8 @@ ALLOWED: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"user": "ann", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "who_knows": [1]}),
     (CHAT, {"logit_bias": {"5": 100, "6": -100}, "temperature": 2, "top_p": 0, "chat_template_kwargs": {"a": 1}}),
     (CHAT, {"logprobs": False, "top_logprobs": 0}),
+    (CHAT, {"documents": [], "reasoning_effort": "high", "continue_final_message": False, "add_generation_prompt": True}),
+    (CHAT, {"add_generation_prompt": False}),
     (CHAT, {"logprobs": True, "top_logprobs": 20}),
     (COMPLETION, {"best_of": 2, "n": 2, "suffix": "", "stream": True}),
     (COMPLETION, {"best_of": 20, "logprobs": 20, "max_tokens": 0, "echo": True}),
@@ -297,7 +300,7 @@ def test_a_body_that_is_too_large_is_413(live: LiveServer) -> None:
 
 def test_ignored_demands_are_warned_of(live: LiveServer, http: httpx.Client) -> None:
     live.add("easy", on_unsupported={"demands": "warn", "hints": "warn"})
-    fields = {"model": "easy", "tools": [{"type": "function"}], "who_knows": 1}
+    fields = {"model": "easy", "tools": [{"type": "function", "function": {"name": "f"}}], "who_knows": 1}
     reply = post(http, CHAT, fields)
     warnings = fits("chat", reply.json())["warnings"]
     assert reply.headers["x-llmgallery-warnings"] == "2"

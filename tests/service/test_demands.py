@@ -6,26 +6,26 @@ import pytest
 
 from llmgallery.backends.base import BackendSpec
 from llmgallery.backends.loader import specs
-from llmgallery.config.model import OnUnsupported
+from llmgallery.config.model import Function, ModelConfig, OnUnsupported, Template
 from llmgallery.core.errors import UnsupportedField
 from llmgallery.service.demands import FEATURES, Wish, features_of, settle
 
-TOOLS = Wish("tools", "tools")
+FORMAT = Wish("response_format", "response_format")
 USER = Wish("user", "user", hint=True)
 
 
 def test_by_default_demands_are_refused_and_hints_passed_over() -> None:
     assert settle([USER], OnUnsupported(), "m") == ()
-    with pytest.raises(UnsupportedField, match="tools is not supported by model m") as caught:
-        settle([USER, TOOLS], OnUnsupported(), "m")
-    assert caught.value.field == "tools"
+    with pytest.raises(UnsupportedField, match="response_format is not supported by model m") as caught:
+        settle([USER, FORMAT], OnUnsupported(), "m")
+    assert caught.value.field == "response_format"
     assert "demands: warn" in caught.value.message
 
 
 def test_warnings_name_what_was_ignored() -> None:
-    warnings = settle([TOOLS, USER], OnUnsupported(demands="warn", hints="warn"), "m")
-    assert [warning.split(" was ignored")[0] for warning in warnings] == ["tools", "user"]
-    assert settle([TOOLS, USER], OnUnsupported(demands="ignore"), "m") == ()
+    warnings = settle([FORMAT, USER], OnUnsupported(demands="warn", hints="warn"), "m")
+    assert [warning.split(" was ignored")[0] for warning in warnings] == ["response_format", "user"]
+    assert settle([FORMAT, USER], OnUnsupported(demands="ignore"), "m") == ()
 
 
 def test_hints_may_be_refused_too() -> None:
@@ -49,6 +49,14 @@ def test_what_the_backend_lacks_is_settled_like_any_demand(feature: str) -> None
 
 
 def test_backends_say_what_they_can_do() -> None:
-    assert features_of(specs()["echo"]) == features_of(specs()["llama-cpp"]) == features_of(None) == FEATURES
+    all_of_them = FEATURES - {"tools"}
+    for spec in (specs()["echo"], specs()["llama-cpp"], None):
+        assert features_of(spec, ModelConfig()) == all_of_them
     lesser = BackendSpec(name="lesser", implementation="nowhere:Nothing", capabilities=frozenset({"suffix"}))
-    assert features_of(lesser) == {"n", "suffix"}  # the best can be told by log probabilities only
+    assert features_of(lesser, ModelConfig()) == {"n", "suffix"}  # the best can be told by log probabilities only
+
+
+def test_tools_are_for_models_whose_file_says_how_they_are_called() -> None:
+    told = ModelConfig(template=Template(function="{{toJson .Functions}}"))
+    read = ModelConfig(function=Function(automatic_tool_parsing_fallback=True))
+    assert "tools" in features_of(None, told) and "tools" in features_of(specs()["echo"], read)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from llmgallery.api.dialects.openai import schema
+from llmgallery.api.dialects.openai import offered, schema
 from llmgallery.core.errors import InvalidField
-from llmgallery.core.messages import Message, Part, RefusalPart, TextPart, ToolCall
+from llmgallery.core.messages import Message, Part, RefusalPart, TextPart, Tool, ToolCall
 from llmgallery.core.requests import ChatRequest, CompletionRequest
 from llmgallery.core.sampling import MOST_BREAKERS, Sampling, sampler_order
 from llmgallery.service.demands import Wish
@@ -17,16 +17,28 @@ Prompt = str | tuple[int, ...]
 LAST_TOKEN = 2**31 - 1
 """The wire's bound; the model's vocabulary is looked at in its worker."""
 MOST_BIAS = 100
+IMAGE_KEYS = ("add_sd_prompt", "add_sd_negative_prompt")
+"""Keys of a KoboldCpp adapter that are for images."""
 
 
 def chat_ask(body: schema.ChatBody, extra: dict[str, Any], token: str | None) -> Ask:
     """Raises InvalidField for what the schema alone cannot refuse."""
     _check_stream_options(body)
+    offer = offered.offer(body, tools(body))
     request = ChatRequest(
         tuple(to_message(message, f"messages[{index}]") for index, message in enumerate(body.messages)),
         _sampling(body, _max_tokens(body)),
         _stops(body),
-        template_vars=body.chat_template_kwargs or {},
+        offer.tools,
+        offer.mode,
+        offer.forced,
+        body.parallel_tool_calls is not False and not offered.is_older(body),
+        reasoning_effort=body.reasoning_effort,
+        metadata=body.metadata or {},
+        template_vars=_template_vars(body),
+        continue_final=_continue_final(body),
+        add_generation_prompt=body.add_generation_prompt is not False,
+        adapter=body.adapter,
         logprobs=_chat_logprobs(body),
         extra=extra,
     )
@@ -64,7 +76,7 @@ def to_message(message: schema.Message, place: str) -> Message:
 
 
 def _tool_calls(message: schema.Message, place: str) -> tuple[ToolCall, ...]:
-    calls = [ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or []]
+    calls = [ToolCall(call.id, call.function.name, call.function.arguments, call.index or 0) for call in message.tool_calls or []]
     if message.function_call is not None:
         calls.append(ToolCall("", message.function_call.name, message.function_call.arguments))
     if calls and message.role != "assistant":
@@ -95,6 +107,40 @@ def _check_role(message: schema.Message, part: schema.AnyPart, place: str, role:
     if message.role != role:
         tag = part.__struct_config__.tag
         raise InvalidField(f"{place}: a part of type {tag} is for the role {role}, not {message.role}", field=f"{place}.type")
+
+
+# --- tools -------------------------------------------------------------------------------------------------------------------
+
+
+def tools(body: schema.ChatBody) -> tuple[Tool, ...]:
+    """The functions on offer: `tools`, then the older `functions`. Raises InvalidField with the place of one that is none."""
+    offered = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(body.tools or [])]
+    older = [_function(function, f"functions[{index}]") for index, function in enumerate(body.functions or [])]
+    return (*offered, *older)
+
+
+def _tool(tool: dict[str, Any], place: str) -> Tool:
+    if tool.get("type") != "function":
+        raise InvalidField(f"{place}.type: expected function", field=f"{place}.type")
+    return _function(tool.get("function"), f"{place}.function")
+
+
+def _function(function: Any, place: str) -> Tool:
+    """A function with a name, and perhaps with a description, a JSON schema of its parameters, and `strict`."""
+    if not isinstance(function, dict):
+        raise InvalidField(f"{place}: expected an object with the function's name", field=place)
+    name, description = function.get("name"), function.get("description")
+    parameters, strict = function.get("parameters"), function.get("strict")
+    faults = {
+        "name": None if isinstance(name, str) and name else "expected text that is not empty",
+        "description": None if isinstance(description, str | None) else "expected text or null",
+        "parameters": None if isinstance(parameters, dict | None) else "expected a JSON schema, which is an object, or null",
+        "strict": None if isinstance(strict, bool | None) else "expected true, false or null",
+    }
+    for key, fault in faults.items():
+        if fault is not None:
+            raise InvalidField(f"{place}.{key}: {fault}", field=f"{place}.{key}")
+    return Tool(str(name), description or "", parameters, strict)
 
 
 # --- prompts -----------------------------------------------------------------------------------------------------------------
@@ -129,6 +175,23 @@ def _tokens(numbers: list[Any], place: str) -> tuple[int, ...]:
             field = f"{place}[{index}]"
             raise InvalidField(f"{field}: token ids are whole numbers from 0 to {LAST_TOKEN}, not {number}", field=field)
     return tuple(numbers)
+
+
+# --- templates ---------------------------------------------------------------------------------------------------------------
+
+
+def _template_vars(body: schema.ChatBody) -> dict[str, Any]:
+    documents = {} if body.documents is None else {"documents": body.documents}
+    return {**documents, **(body.chat_template_kwargs or {})}
+
+
+def _continue_final(body: schema.ChatBody) -> bool:
+    if body.continue_final_message and body.add_generation_prompt:
+        field = "continue_final_message"
+        raise InvalidField(
+            f"{field} and add_generation_prompt cannot both be true: a message is continued or followed", field=field
+        )
+    return bool(body.continue_final_message)
 
 
 # --- parameters --------------------------------------------------------------------------------------------------------------
@@ -203,7 +266,14 @@ def _max_tokens(body: schema.ChatBody) -> int | None:
     new = _positive(body.max_completion_tokens, "max_completion_tokens")
     if old is not None and new is not None and old != new:
         raise InvalidField("max_tokens and max_completion_tokens mean the same; send one of them", field="max_tokens")
-    return old if new is None else new
+    asked = old if new is None else new
+    return _adapter_length(body.adapter) if asked is None else asked
+
+
+def _adapter_length(adapter: dict[str, Any] | str | None) -> int | None:
+    """KoboldCpp's adapters may say how long an answer is where the request does not; the worker reads all else of them."""
+    length = adapter.get("max_length") if isinstance(adapter, dict) else None
+    return length if type(length) is int and 0 < length < 2**31 else None
 
 
 def _positive(value: int | None, field: str) -> int | None:
@@ -235,17 +305,20 @@ def _check_stream_options(body: schema.Generating) -> None:
 
 def _chat_demands(body: schema.ChatBody) -> list[Wish]:
     asked = {
-        "tools": body.tools,
-        "tool_choice": body.tool_choice not in (None, "none"),
-        "functions": body.functions,
-        "function_call": body.function_call not in (None, "none"),
         "response_format": body.response_format is not None and body.response_format.type != "text",
         "logprobs": body.logprobs,
         "modalities": body.modalities is not None and body.modalities != ["text"],
         "audio": body.audio is not None,
         "web_search_options": body.web_search_options is not None,
     }
-    return [*(Wish(field, field) for field, wanted in asked.items() if wanted), *_media_demands(body.messages)]
+    demands = [Wish(field, field) for field, wanted in asked.items() if wanted]
+    return [*offered.wishes(body), *demands, *_media_demands(body.messages), *_adapter_hints(body.adapter)]
+
+
+def _adapter_hints(adapter: dict[str, Any] | str | None) -> list[Wish]:
+    """What KoboldCpp's adapters say of images that the model would ask for."""
+    written = [key for key in IMAGE_KEYS if isinstance(adapter, dict) and adapter.get(key)]
+    return [Wish("images of its own", f"adapter.{key}", hint=True) for key in written]
 
 
 def _media_demands(messages: list[schema.Message]) -> list[Wish]:

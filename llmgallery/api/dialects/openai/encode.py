@@ -12,7 +12,7 @@ import msgspec
 from llmgallery.api.dialects.openai.logprobs import chat_logprobs, completion_logprobs
 from llmgallery.api.errors import Failure, envelope
 from llmgallery.api.respond import describe
-from llmgallery.core.events import Done, Event, Progress, Usage
+from llmgallery.core.events import Done, Event, Progress, Reason, ToolCallDelta, Usage
 from llmgallery.service.gallery import ModelInfo
 from llmgallery.service.generation import Choice, Generation
 
@@ -32,21 +32,41 @@ class Head:
         }
 
 
-def chat_body(generation: Generation, choices: Sequence[Choice]) -> bytes:
-    """CreateChatCompletionResponse"""
+def chat_body(generation: Generation, choices: Sequence[Choice], *, older_calls: bool = False) -> bytes:
+    """CreateChatCompletionResponse. `older_calls`: a call is told as a function_call."""
     return _body(
         Head(generation, "chatcmpl", "chat.completion"),
         generation,
         [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "message": _message(choice, older_calls),
                 "logprobs": chat_logprobs(choice.logprobs) if generation.logprobs else None,
-                "finish_reason": choice.reason,
+                "finish_reason": _reason(choice.reason, older_calls),
             }
             for index, choice in enumerate(choices)
         ],
     )
+
+
+def _message(choice: Choice, older_calls: bool) -> dict[str, Any]:
+    """ChatCompletionResponseMessage: content is null where there are only calls."""
+    content = None if choice.tool_calls and not choice.text else choice.text
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if not choice.tool_calls:
+        return message
+    if older_calls:
+        return {**message, "function_call": _function(choice.tool_calls[0])}
+    calls = [{"id": call.id, "type": "function", "function": _function(call)} for call in choice.tool_calls]
+    return {**message, "tool_calls": calls}
+
+
+def _function(call: ToolCallDelta) -> dict[str, str]:
+    return {"name": call.name, "arguments": call.arguments}
+
+
+def _reason(reason: Reason, older_calls: bool) -> str:
+    return "function_call" if older_calls and reason == "tool_calls" else reason
 
 
 def completion_body(generation: Generation, choices: Sequence[Choice]) -> bytes:
@@ -94,10 +114,13 @@ class Chunks:
 
     media_type = "text/event-stream; charset=utf-8"
 
-    def __init__(self, generation: Generation, kind: Literal["chat", "completion"], include_usage: bool) -> None:
+    def __init__(
+        self, generation: Generation, kind: Literal["chat", "completion"], include_usage: bool, *, older_calls: bool = False
+    ) -> None:
         prefix, object = ("chatcmpl", "chat.completion.chunk") if kind == "chat" else ("cmpl", "text_completion")
         self._head = Head(generation, prefix, object).fields
         self._kind = kind
+        self._older_calls = older_calls
         self._include_usage = include_usage
         self._answers = len(generation)
         self._generation: Generation | None = generation
@@ -110,12 +133,20 @@ class Chunks:
 
     def event(self, index: int, event: Event) -> bytes:
         if isinstance(event, Done):
-            return self._chunk(index, {"delta": {}} if self._kind == "chat" else {"text": ""}, event.reason)
+            reason = _reason(event.reason, self._older_calls)
+            return self._chunk(index, {"delta": {}} if self._kind == "chat" else {"text": ""}, reason)
+        if isinstance(event, ToolCallDelta):
+            return self._chunk(index, {"delta": self._called(event)})
         if self._kind == "chat":
             logprobs = chat_logprobs(event.logprobs) if event.logprobs else None
             return self._chunk(index, {"delta": {"content": event.text}}, logprobs=logprobs)
         logprobs = completion_logprobs(event.logprobs, event.offsets) if event.logprobs else None
         return self._chunk(index, {"text": event.text}, logprobs=logprobs)
+
+    def _called(self, call: ToolCallDelta) -> dict[str, Any]:
+        if self._older_calls:
+            return {"function_call": _function(call)}
+        return {"tool_calls": [{"index": call.index, "id": call.id, "type": "function", "function": _function(call)}]}
 
     def end(self, generation: Generation) -> bytes:
         last = b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from litestar import Request, Response, Router, post, route
@@ -12,7 +13,7 @@ from litestar.types import ASGIApp
 
 from llmgallery.api import respond
 from llmgallery.api.auth import bearer_token
-from llmgallery.api.dialects.openai import convert, encode, schema
+from llmgallery.api.dialects.openai import convert, encode, offered, schema
 from llmgallery.api.errors import JSON
 from llmgallery.service.gallery import Ask, Gallery
 from llmgallery.service.generation import Choice, Generation
@@ -25,7 +26,7 @@ async def chat_completions(request: AnyRequest, gallery: NamedDependency[Gallery
     """One or more answers to a conversation."""
     body, extra = schema.read(await respond.read_body(request.receive), schema.ChatBody)
     ask = convert.chat_ask(body, extra, bearer_token(request.headers))
-    return await _answer(request, gallery, ask, "chat", _includes_usage(body))
+    return await _answer(request, gallery, ask, "chat", _includes_usage(body), older_calls=offered.is_older(body))
 
 
 @post("/completions", status_code=200)
@@ -56,14 +57,20 @@ def _includes_usage(body: schema.Generating) -> bool:
 
 
 async def _answer(
-    request: AnyRequest, gallery: Gallery, ask: Ask, kind: Literal["chat", "completion"], include_usage: bool
+    request: AnyRequest,
+    gallery: Gallery,
+    ask: Ask,
+    kind: Literal["chat", "completion"],
+    include_usage: bool,
+    *,
+    older_calls: bool = False,
 ) -> ASGIApp:
     patience = respond.Patience(request.headers, gallery.settings.load_wait)
     generation = await gallery.generate(ask, patience.left)
     if ask.stream:
-        encoder = encode.Chunks(generation, kind, include_usage)
+        encoder = encode.Chunks(generation, kind, include_usage, older_calls=older_calls)
         return respond.Streaming(generation, encoder, hold=gallery.settings.stream_hold)
-    to_body = encode.chat_body if kind == "chat" else encode.completion_body
+    to_body = partial(encode.chat_body, older_calls=older_calls) if kind == "chat" else encode.completion_body
     data = await respond.while_connected(request.receive, _whole(generation, patience.left, to_body))
     headers = {**respond.warned(generation.warnings), **patience.headers}
     return Response(data, headers=headers, media_type=JSON).to_asgi_response(app=None, request=request)

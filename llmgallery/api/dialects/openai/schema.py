@@ -56,6 +56,7 @@ class ToolCall(msgspec.Struct):
     id: str
     function: CalledFunction
     type: Literal["function"] = "function"
+    index: int | None = None
 
 
 class Message(msgspec.Struct):
@@ -123,7 +124,8 @@ class Generating(msgspec.Struct, kw_only=True):
 
 
 class ChatBody(Generating, kw_only=True):
-    """POST /v1/chat/completions"""
+    """POST /v1/chat/completions. From chat_template_kwargs on: vLLM's, with its names and meanings, and transformers'
+    (documents: [{title, text}, ...]). `adapter`: KoboldCpp's, or the name of one."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_completion_tokens: Tokens | None = None
@@ -138,7 +140,13 @@ class ChatBody(Generating, kw_only=True):
     modalities: list[str] | None = None
     audio: dict[str, Any] | None = None
     web_search_options: dict[str, Any] | None = None
+    reasoning_effort: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
+    metadata: Annotated[dict[str, str], Meta(max_length=64)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    adapter: dict[str, Any] | Annotated[str, Meta(min_length=1, max_length=200)] | None = None
 
 
 class CompletionBody(Generating, kw_only=True):

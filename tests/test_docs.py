@@ -197,6 +197,10 @@ def test_make_targets_exist(command):
 def test_the_readmes_commands_run(command, tmp_path):
     if "check models" in command:
         shutil.copytree(ROOT / "models", tmp_path / "models")
+    if "~/localai" in command:
+        shutil.copytree(ROOT / "models", tmp_path / "localai" / "models")
+        command = command.replace("~", str(tmp_path))
+    (tmp_path / "chat.json").write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}]}))
     result = llmgallery(*shlex.split(command)[1:], cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr

@@ -35,6 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     with LiveServer(tmp_path_factory.mktemp("models")) as running:
         running.add("embedder", embeddings=True)
         running.add("reranker", reranking=True)
+        running.add("echo")
         yield running
 
 
@@ -68,6 +69,22 @@ def test_the_curl_commands_answer(server: LiveServer) -> None:
     assert [row["index"] for row in ranked["results"]] == [1, 0]  # type: ignore[attr-defined]
 
 
+def test_a_prompt_is_shown_as_documented(server: LiveServer) -> None:
+    (command,) = [text for text in fenced("sh") if "/apply-template" in text]
+    shown = curl(command, server)
+    (example,) = [block for block in TEXT.split("\n\n") if '"token_ids"' in block and block.startswith("    {")]
+    for name, value in shown.items():
+        assert json.dumps(value) in example or name == "token_ids", name
+    assert all(f"`{name}`" in TEXT for name in shown)
+
+
+def test_an_edit_is_answered_as_documented(server: LiveServer) -> None:
+    (command,) = [text for text in fenced("sh") if "/v1/edits" in text]
+    edited = curl(command.replace('"pocket"', '"echo"'), server)
+    (example,) = [block for block in TEXT.split("\n\n") if '"object": "edit"' in block]
+    assert edited["object"] == "edit" and all(f'"{name}": ' in example for name in edited)
+
+
 def test_the_python_script_answers(server: LiveServer, tmp_path: Path) -> None:
     (text,) = fenced("python")
     assert f"{BASE}/v1" in text
@@ -81,7 +98,7 @@ def test_a_model_is_installed_and_removed_as_shown(hub: LoopbackHub, tmp_path: P
     hub.add("lmstudio-community/SmolLM2-135M-Instruct-GGUF", "SmolLM2-135M-Instruct-Q8_0.gguf", WEIGHTS.read_bytes())
     for name, value in (("HF_ENDPOINT", hub.url), ("HF_HOME", str(tmp_path)), ("LLMGALLERY_DATA_DIR", str(tmp_path))):
         monkeypatch.setenv(name, value)
-    apply, jobs, events, available, delete = fenced("sh")[2:]
+    apply, jobs, events, available, delete = fenced("sh")[2:7]
     (tmp_path / "models").mkdir()
     with LiveServer(tmp_path / "models", auto_install="hub") as server:
         id = curl(apply, server)["uuid"]

@@ -36,8 +36,6 @@ ROOT = Path(__file__).parent.parent
 FILES = ("README.md", "docs/models.md", "docs/settings.md", "docs/cli.md", "docs/gallery.md", "docs/gallery-format.md")
 PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-GO_KEYS = {"template.engine"}
-
 Row = Sequence[str]
 
 
@@ -126,7 +124,9 @@ def features() -> str:
 
 
 def formats() -> str:
-    return "Presets of `template.preset`: " + ", ".join(f"`{name}`" for name in presets.names()) + ".\n"
+    of_gatogpt, of_kobold = (", ".join(f"`{name}`" for name in presets.names(kind)) for kind in ("gatogpt", "kobold"))
+    ours = ", ".join(f"`{name}`" for name in presets.names("jinja"))
+    return f"Presets of `template.preset`: {ours}; GatoGPT's profiles {of_gatogpt}; KoboldCpp's adapters {of_kobold}.\n"
 
 
 # --- keys --------------------------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def keys(cls: type[msgspec.Struct] = ModelConfig, above: str = "") -> Iterator[t
 
 def used(key: str) -> bool:
     """Whether this version does something with a key: all that say what they do, except those that are listed as not yet used."""
-    return key not in checks.NOT_YET | GO_KEYS and bool(meaning(dict(keys())[key]))
+    return key not in checks.NOT_YET and bool(meaning(dict(keys())[key]))
 
 
 def reloads(key: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from llmgallery import __version__
-from llmgallery.cli import commands, installs, keep, models
+from llmgallery.cli import commands, importing, installs, keep, models, rendering
 from llmgallery.cli.bench import command as bench
 from llmgallery.cli.group import Group
 
@@ -25,8 +25,11 @@ for command in (
     installs.install,
     installs.remove,
     installs.jobs,
+    models.explain,
     models.show,
+    rendering.render,
     models.check,
+    importing.import_models,
     keep.verify,
     keep.gc,
     keep.bundle,

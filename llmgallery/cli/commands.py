@@ -35,11 +35,13 @@ def serve(config: Path | None, model: Path | None, **flags: Any) -> None:
     """Start the server.
 
     Every flag is also a variable (--load-wait: LLMGALLERY_LOAD_WAIT) and a key of the settings file (load_wait). A flag wins over
-    a variable, and a variable over the file.
+    a variable, and a variable over the file. An llm-api config.yaml is taken as it is, with the LLM_API_ variables.
     """
+    from llmgallery.cli.llmapi import served
     from llmgallery.cli.serve import serve as run_server
 
-    run_server(settings_of(config, **flags), model)
+    with served(config) as imported:
+        run_server(settings_of(config, **flags), model or imported)
 
 
 @click.command(hidden=True)

@@ -1,8 +1,9 @@
-"""What show tells: every value that holds for a model, and who says so: its file, a preset, the weights, a default."""
+"""What explain tells: every value that holds for a model, and who says so: its file, a preset, the weights, a default."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import msgspec
 
@@ -10,38 +11,44 @@ from llmgallery.backends.base import Loaded
 from llmgallery.backends.loader import specs
 from llmgallery.catalog import gguf
 from llmgallery.catalog.registry import YAML_SUFFIXES, Entry
-from llmgallery.chat.prompt import pick_template
+from llmgallery.chat.prompt import pick_format
 from llmgallery.cli.stack import files_here, folder_registry, loader, outside
 from llmgallery.config.load import load_model
 from llmgallery.config.merge import EffectiveValue, explain
 from llmgallery.config.problems import shown
 from llmgallery.config.settings import Settings
+from llmgallery.config.templates import SIDECAR_KEYS
 from llmgallery.core.errors import BadWeights, LoadError
 from llmgallery.service.names import resolve
 
 Row = tuple[str, ...]
+RECOGNISED = "recognised"
+SIDECARS = frozenset(f"template.{key}" for key in SIDECAR_KEYS)
 
 
 def effective(settings: Settings, name: str) -> list[Row]:
-    """(key, value, source) of everything that holds for a model. Raises ModelNotFound, ModelBroken, LoadError."""
+    """(key, value, source) of everything that holds for a model, whether its weights are here or not. Raises ModelNotFound,
+    ModelBroken, LoadError (they are damaged)."""
     entry = resolve(name, folder_registry(settings).read())
     written = entry.path.suffix.lower() in YAML_SUFFIXES
     places = load_model(entry.path, specs(), outside()).places if written else {}
     more = [*_of_weights(entry), *_of_backend(entry, written), _keep_alive(settings)]
     values = explain(entry.config, path=entry.path if written else None, places=places, more=more)
     template = _of_template(entry)
-    brought = {value.key for value in template}
+    brought, written_keys = {value.key for value in template}, {value.key for value in values}
+    template = [value for value in template if value.key == "stopwords" or value.key not in written_keys]
     values = [value for value in values if not (value.key in brought and value.value == [])] + template
+    values = [_beside(value, entry) for value in values]
     first = [value for value in values if value.key == "name"] or [EffectiveValue("name", entry.name, "the file's name")]
     rest = [value for value in values if value.key not in ("name", "options", "template.chat_template")]
-    return [_row(value) for value in (*first, EffectiveValue("file", str(entry.path), ""), *rest)]
+    return [_row(value) for value in (*first, EffectiveValue("file", str(entry.path), ""), *_missing(entry), *rest)]
 
 
 def _of_weights(entry: Entry) -> list[EffectiveValue]:
     """What the weights say where the file is silent."""
     found = []
     if (backend := _backend(entry)) is not None:
-        here = not specs()[backend].needs_weights or files_here(entry) is not None
+        here = not specs()[backend].needs_weights or _files(entry) is not None
         source = "the weights" if here else "the weights' name"
         found.append(EffectiveValue("backend", backend, f"recognised from {source}"))
     else:
@@ -55,8 +62,27 @@ def _backend(entry: Entry) -> str | None:
     """None = nobody says so before the weights are here. Raises LoadError."""
     if entry.backend is not None:
         return entry.backend
-    files = files_here(entry)
+    files = _files(entry)
     return loader(entry, files) if files else None
+
+
+def _files(entry: Entry) -> list[Path] | None:
+    """The weights, where they lie. None = they are not here."""
+    try:
+        return files_here(entry)
+    except LoadError:
+        return None
+
+
+def _missing(entry: Entry) -> list[EffectiveValue]:
+    """Why there are no weights, where the first request would not fetch them either."""
+    if entry.backend is not None and not specs()[entry.backend].needs_weights:
+        return []
+    try:
+        files_here(entry)
+    except LoadError as exc:
+        return [EffectiveValue("weights", exc.message, "the models folder")]
+    return []
 
 
 def _of_backend(entry: Entry, written: bool) -> list[EffectiveValue]:
@@ -70,7 +96,7 @@ def _of_backend(entry: Entry, written: bool) -> list[EffectiveValue]:
         key = f"options.{field.name}"
         if field.name in options:
             line = entry.places.get(key, entry.places.get("options", (0, 0)))[0]
-            found.append(EffectiveValue(key, options[field.name], f"{shown(entry.path)}:{line}" if written else "recognised"))
+            found.append(EffectiveValue(key, options[field.name], f"{shown(entry.path)}:{line}" if written else RECOGNISED))
         else:
             found.append(EffectiveValue(key, "not set" if field.default is None else field.default, source))
     return found
@@ -85,24 +111,39 @@ def _of_template(entry: Entry) -> list[EffectiveValue]:
     """Which chat template is used, and the stop strings that its format brings. Unknown before the weights are here."""
     header = _header(entry)
     template = entry.config.template
-    if header is None and template.chat_template is None and template.preset is None:
+    if header is None and not template.is_written:
         return []
-    loaded = Loaded(0, chat_template=header.chat_template, templates=header.templates) if header else Loaded(0)
-    choice = pick_template(entry.config, loaded)
-    key, _, preset = choice.origin.rpartition(" ")  # "template.preset chatml"
-    key, origin = key or choice.origin, choice.origin
-    if key == "template.preset" and template.preset is None:
-        origin = f"default {preset}, as the weights bring no template"
-    stops = [EffectiveValue("stopwords", list(choice.stops), origin)] if choice.stops else []
+    loaded = _as_loaded(entry, header)
+    format = pick_format(entry.config, loaded)
+    origin = format.origin
+    key = "template.preset" if origin.startswith("template.preset ") else origin
+    stops = [EffectiveValue("stopwords", list(format.stops), origin)] if format.stops else []
+    key = "template.chat_template_file" if origin == template.chat_template_file else key
     line = f" ({shown(entry.path)}:{entry.places[key][0]})" if key in entry.places else ""
-    return [EffectiveValue("template", choice.source, origin + line), *stops]
+    return [*(EffectiveValue(name, text, origin + line) for name, text in format.texts.items()), *stops]
+
+
+def _beside(value: EffectiveValue, entry: Entry) -> EffectiveValue:
+    """Where a template is from that the YAML does not have: LocalAI's file beside the weights."""
+    if value.key not in SIDECARS or value.source != RECOGNISED or not entry.config.weights:
+        return value
+    path = entry.folder / f"{entry.config.weights.removeprefix('file://')}.tmpl"
+    return value._replace(source=shown(path))
+
+
+def _as_loaded(entry: Entry, header: gguf.Header | None) -> Loaded:
+    """What a worker would know of the weights' templates."""
+    files = _files(entry) if header is not None else None
+    if header is None or not files:
+        return Loaded(0)
+    return Loaded(0, chat_template=header.chat_template, templates=header.templates, clues=gguf.clues_of(files[0]))
 
 
 def _header(entry: Entry) -> gguf.Header | None:
-    """The header of the weights when they are here and are GGUF. Raises LoadError when they cannot be found."""
+    """The header of the weights when they are here and are GGUF. Raises LoadError when it is damaged."""
     if entry.backend is not None and not specs()[entry.backend].needs_weights:
         return None
-    files = files_here(entry)
+    files = _files(entry)
     try:
         return gguf.read_header(files[0]) if files and gguf.is_gguf(files[0]) else None
     except BadWeights as exc:

@@ -50,7 +50,7 @@ def config_option(command: F) -> F:
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         envvar="LLMGALLERY_CONFIG",
         show_envvar=True,
-        help="settings file (YAML)",
+        help="settings file (YAML); llm-api's config.yaml too",
     )(command)
 
 
@@ -84,11 +84,21 @@ def all_setting_options(command: F) -> F:
     return config_option(command)
 
 
+def settings_below(config: Path | None) -> dict[str, Any] | None:
+    """What llm-api's configuration says; None = there is none."""
+    if config is None and "LLM_API_SETUP_PARAMS" not in map(str.upper, os.environ):
+        return None
+    from llmgallery.cli.llmapi import settings
+
+    return settings(config)
+
+
 def settings_of(config: Path | None, **flags: object) -> Settings:
     """Settings from defaults, file, environment and those flags that were given. Raises ConfigError, or UsageError when
-    only flags are wrong."""
+    only flags are wrong. A file of llm-api, or its variables, do as well."""
+    below = settings_below(config)
     try:
-        return load_settings(flags, os.environ, config)
+        return load_settings(flags, os.environ, config if below is None else None, below)
     except ConfigError as exc:
         if exc.hints and all(hint.startswith("--") for hint in exc.hints):
             raise click.UsageError("\n".join(exc.hints)) from exc

@@ -11,7 +11,8 @@ from llmgallery.catalog.install import installer
 from llmgallery.cli.given import check_loadable
 from llmgallery.cli.stack import Stack, build
 from llmgallery.config.settings import Settings
-from llmgallery.core.events import Done, Progress, TextDelta
+from llmgallery.core.events import Done, Progress, TextDelta, ToolCallDelta
+from llmgallery.core.rendering import Rendering
 from llmgallery.core.requests import ChatRequest
 from llmgallery.service.gallery import Ask
 from llmgallery.service.generation import Generation
@@ -45,6 +46,10 @@ class Local:
         if entry is not None:
             check_loadable(entry)
 
+    async def render(self, ask: Ask) -> tuple[str, Rendering]:
+        """The model's name, and the prompt that the call would become. Raises GalleryError."""
+        return await self._stack.gallery.render(ask)
+
     async def ask(self, model: str, request: ChatRequest) -> AsyncIterator[Progress | TextDelta | Done | None]:
         """As Remote.ask."""
         generation = await self._stack.gallery.generate(Ask(model, (request,), stream=True))
@@ -54,7 +59,8 @@ class Local:
             await generation.accepted()
             yield None
             async for _, event in generation:
-                yield event
+                if not isinstance(event, ToolCallDelta):  # nothing is on offer
+                    yield event
 
 
 async def progress_of(generation: Generation) -> AsyncIterator[Progress]:

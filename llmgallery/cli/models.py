@@ -1,4 +1,4 @@
-"""The commands that tell: list, show, check, schema, version. What they need is imported when they run."""
+"""The commands that tell: list, explain, check, schema, version. What they need is imported when they run."""
 
 from __future__ import annotations
 
@@ -41,8 +41,21 @@ def print_list(config: Path | None, models_dir: str | None) -> None:
 @click.command()
 @click.argument("name")
 @models_dir_option
-def show(name: str, config: Path | None, models_dir: str | None) -> None:
+def explain(name: str, config: Path | None, models_dir: str | None) -> None:
     """Print every effective value of a model and where it came from."""
+    print_explained(name, config, models_dir)
+
+
+@click.command(hidden=True)
+@click.argument("name")
+@models_dir_option
+def show(name: str, config: Path | None, models_dir: str | None) -> None:
+    """Another name of explain."""
+    print_explained(name, config, models_dir)
+
+
+def print_explained(name: str, config: Path | None, models_dir: str | None) -> None:
+    """Used under two names."""
     from llmgallery.cli.explain import effective
 
     rows = effective(settings_of(config, models_dir=models_dir), name)

@@ -41,7 +41,10 @@ from llmgallery.service.install.installing import Installing
 from llmgallery.service.install.planning import Planner
 from llmgallery.service.install.policy import check_plan
 from llmgallery.service.install.preload import asked_for, preloads
-from llmgallery.templates import jinja, presets
+from llmgallery.templates import jinja, kobold, presets
+from llmgallery.templates.gotmpl import check_go
+from llmgallery.templates.gotmpl.regexp import check_regexp
+from llmgallery.templates.ollama import check_ollama
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +165,18 @@ def folder_registry(settings: Settings, first: Sequence[Path] = ()) -> Registry:
 
 def outside() -> Outside:
     """What reading a model file needs beside the file: templates' syntax, presets' names, the formats of weights."""
-    return Outside(jinja.check, presets.names(), recognise, malformed, trained_context, absent)
+    return Outside(
+        jinja.check,
+        presets.names(),
+        recognise,
+        malformed,
+        trained_context,
+        absent,
+        check_go,
+        kobold.check,
+        check_ollama,
+        check_regexp,
+    )
 
 
 def files_here(entry: Entry) -> list[Path] | None:

@@ -226,7 +226,9 @@ def _plain_draft(table: Table, config: _Config, around: Around) -> Draft | None:
     """A profile by itself, as `models` prints them: a model's, if somebody names the weights. None with a problem noted."""
     written = table.get("Name", str)
     path = Path(table.ledger.path)
-    draft = Draft(around.name or path.stem, table.ledger, head=[f"Imported by llmgallery from the GatoGPT profile {path}."])
+    called = f", which is called {written}" if written else ""
+    head = f"Imported by llmgallery from the GatoGPT profile {path}{called}."
+    draft = Draft(around.name or path.stem, table.ledger, head=[head])
     draft.set("name", draft.name)
     profile = Profile.of(table)
     if around.weights is None:

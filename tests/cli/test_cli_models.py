@@ -1,4 +1,4 @@
-"""`llmgallery list`, `show`, `check`, `schema` and `version`."""
+"""`llmgallery list`, `explain`, `check`, `schema` and `version`."""
 
 from __future__ import annotations
 
@@ -124,23 +124,24 @@ def test_a_path_to_serve_hides_no_model_of_the_folder_without_a_word(folder, tmp
     assert not folder_registry(Settings(models_dir=folder)).read().broken
 
 
-# --- show --------------------------------------------------------------------------------------------------------------------
+# --- explain -----------------------------------------------------------------------------------------------------------------
 
 
 def shown(*arguments: str) -> dict[str, tuple[str, str]]:
-    result = invoke("show", *arguments)
+    result = invoke("explain", *arguments)
     assert result.exit_code == 0, result.output
     rows = [line.split("\t") for line in result.stdout.splitlines()]
     return {key: (value, source) for key, value, source in rows}
 
 
-def test_show_tells_every_value_and_its_source(folder):
+def test_explain_tells_every_value_and_its_source(folder):
     (folder / "mine.yaml").write_text(
         "aliases: [other]\nbackend: echo\nparameters:\n  top_p: 0.5\nsystem_prompt: |\n  One.\n  Two.\nstopwords: [END]\n"
         "template: {preset: chatml}\n"
     )
     values = shown("mine")
     assert shown("other") == values
+    assert invoke("show", "mine").stdout == invoke("explain", "mine").stdout
     assert values["name"] == ("mine", "the file's name")
     assert values["backend"] == ("echo", "models/mine.yaml:2")
     assert values["parameters.top_p"] == ("0.5", "models/mine.yaml:4")
@@ -150,7 +151,7 @@ def test_show_tells_every_value_and_its_source(folder):
     assert values["template"][1] == "template.preset chatml (models/mine.yaml:9)" and "<|im_start|>" in values["template"][0]
 
 
-def test_show_tells_what_the_weights_say(folder):
+def test_explain_tells_what_the_weights_say(folder):
     shutil.copy(next(paths.builtin("models").glob("*.gguf")), folder / "loose.gguf")
     values = shown("loose")
     assert values["context_size"] == ("1024", "the weights")
@@ -159,17 +160,35 @@ def test_show_tells_what_the_weights_say(folder):
     assert values["file"][0].endswith("models/loose.gguf")
 
 
-def test_show_says_that_a_template_is_the_default(folder):
+def test_explain_says_why_a_preset_was_chosen(folder):
     source = next(paths.builtin("models").glob("*.gguf")).read_bytes()
     assert source.count(b"tokenizer.chat_template") == 1
     (folder / "bare.gguf").write_bytes(source.replace(b"tokenizer.chat_template", b"tokenizer.chat_nothings"))
     values = shown("bare")
-    assert values["template"][1] == "default alpaca, as the weights bring no template"
-    assert "### Instruction" in values["template"][0]
+    assert values["template"][1] == "preset chatml, as the vocabulary has <|im_start|> and <|im_end|>"
+    assert "<|im_start|>" in values["template"][0]
     assert all("template.preset" not in source for _, source in values.values())
 
 
-def test_show_recognises_nothing_from_weights_that_are_not_here(folder):
+def test_explain_tells_where_each_template_is_from(folder):
+    shutil.copy(next(paths.builtin("models").glob("*.gguf")), folder / "x.gguf")
+    (folder / "go.yaml").write_text('model: x.gguf\ntemplate:\n  chat: "{{.Input}}!"\n  chat_message: "[{{.Content}}]"\n')
+    values = shown("go")
+    assert values["template.chat"] == ("{{.Input}}!", "models/go.yaml:3")
+    assert values["template.chat_message"] == ("[{{.Content}}]", "models/go.yaml:4")
+    assert not any(key == "template" for key in values)
+    (folder / "gato.yaml").write_text("model: x.gguf\ntemplate: {preset: gatogpt/chatml}\n")
+    values = shown("gato")
+    origin = "template.preset gatogpt/chatml (models/gato.yaml:2)"
+    assert values["template.chat_message"][1] == values["template.chat"][1] == origin
+    assert values["stopwords"] == ('["<|im_start|>","<|im_end|>"]', "template.preset gatogpt/chatml")
+    (folder / "side.yaml").write_text("model: x.gguf\n")
+    assert shown("side")["template"][1] == "the weights' chat template"
+    (folder / "x.gguf.tmpl").write_text("SIDE {{.Input}}")
+    assert shown("side")["template.chat"] == ("SIDE {{.Input}}", "models/x.gguf.tmpl")
+
+
+def test_explain_recognises_nothing_from_weights_that_are_not_here(folder):
     (folder / "remote.yaml").write_text("model: owner/repo/x.gguf\n")
     (folder / "local.yaml").write_text("model: x.gguf\n")
     shutil.copy(next(paths.builtin("models").glob("*.gguf")), folder / "x.gguf")
@@ -177,20 +196,29 @@ def test_show_recognises_nothing_from_weights_that_are_not_here(folder):
     assert shown("local")["backend"] == ("llama-cpp", "recognised from the weights")
 
 
-def test_show_heeds_settings(folder, monkeypatch):
+def test_explain_needs_no_weights(folder):
+    (folder / "gone.yaml").write_text("model: nothing.gguf\nsystem_prompt: Be brief.\ntemplate: {preset: chatml}\n")
+    values = shown("gone")
+    assert values["system_prompt"] == ("Be brief.", "models/gone.yaml:2")
+    assert values["template"][1] == "template.preset chatml (models/gone.yaml:3)"
+    assert values["weights"][0].startswith("weights not found: there is no nothing.gguf")
+    assert "weights" not in shown("pocket")
+
+
+def test_explain_heeds_settings(folder, monkeypatch):
     monkeypatch.setenv("LLMGALLERY_KEEP_ALIVE", "1h")
     assert shown("parrot")["keep_alive"] == ("3600s", "settings")
 
 
-def test_show_of_an_unknown_or_broken_model(folder):
-    unknown = invoke("show", "parot")
+def test_explain_of_an_unknown_or_broken_model(folder):
+    unknown = invoke("explain", "parot")
     assert unknown.exit_code == 1 and "parrot" in unknown.stderr
     (folder / "bad.yaml").write_text("backend: eco\n")
-    broken = invoke("show", "bad")
+    broken = invoke("explain", "bad")
     assert broken.exit_code == 1 and "models/bad.yaml:1:10" in broken.stderr and "echo" in broken.stderr
 
 
-def test_show_tells_what_nobody_set(folder):
+def test_explain_tells_what_nobody_set(folder):
     (folder / "mine.yaml").write_text("backend: echo\noptions: {delay_ms: 1}\nparallel: 2\n")
     values = shown("mine")
     assert values["parallel"] == ("2", "models/mine.yaml:3")
@@ -214,16 +242,16 @@ def test_every_key_of_a_backend_has_a_value_when_nobody_sets_it():
     assert (echo["context_size"], echo["parallel"], echo["parameters.batch"]) == (CONTEXT_SIZE, SLOTS, BATCH)
 
 
-def test_show_at_a_terminal_breaks_lines_where_the_value_does(folder, tmp_path):
+def test_explain_at_a_terminal_breaks_lines_where_the_value_does(folder, tmp_path):
     (folder / "mine.yaml").write_text('backend: echo\nsystem_prompt: "One.\\nTwo.\\e[31m"\nstopwords: [END]\n')
-    terminal = Terminal("show", "mine", cwd=tmp_path)
+    terminal = Terminal("explain", "mine", cwd=tmp_path)
     output = terminal.until("limits.max_concurrent")
     assert re.search(r"system_prompt +models/mine\.yaml:2\s+    One\.\s+    Two\.\\x1b\[31m\s", output), output
     assert re.search(r'stopwords +\["END"\] +models/mine\.yaml:3\s', output)
     assert terminal.close() == 0
 
 
-def test_show_of_a_server_that_never_unloads(folder, monkeypatch):
+def test_explain_of_a_server_that_never_unloads(folder, monkeypatch):
     monkeypatch.setenv("LLMGALLERY_KEEP_ALIVE", "-1")
     assert shown("parrot")["keep_alive"] == ("never", "settings")
 
@@ -244,7 +272,7 @@ MISTAKES = {
     "tabs": ("backend: echo\nparameters:\n\ttop_p: 1\n", r":3:1: .*tab"),
     "no-mapping": ("- echo\n", r":1:1: "),
     "twice": ("name: parrot\nbackend: echo\n", r":1:\d: .*parrot\.yaml.*another name"),
-    "go-template": ('backend: echo\ntemplate:\n  chat: "{{.Input}}"\n', r":3:\d+: .*Go"),
+    "go-template": ('backend: echo\ntemplate:\n  chat: "{{.Input"\n', r":3:\d+: template\.chat: "),
 }
 
 
@@ -334,11 +362,12 @@ def test_schema_is_a_json_schema_that_tells_right_from_wrong():
 def test_help_names_each_command_once():
     shown = invoke("--help").stdout.partition("Commands:\n")[2]
     assert [line.split()[0] for line in shown.splitlines()] == [
-        "serve", "run", "bench", "list", "search", "install", "remove", "jobs", "show", "check", "verify", "gc", "bundle",
-        "unbundle", "schema", "version",
+        "serve", "run", "bench", "list", "search", "install", "remove", "jobs", "explain", "render", "check", "import",
+        "verify", "gc", "bundle", "unbundle", "schema", "version",
     ]  # fmt: skip
     for alias in ("models", "generate", "api"):
         assert "GatoGPT" in invoke(alias, "--help").stdout
+    assert "explain" in invoke("show", "--help").stdout
 
 
 def test_version_tells_the_versions():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import click
 from llmgallery.cli.group import models_dir_option, settings_of
 
 if TYPE_CHECKING:
-    from llmgallery.importers.base import Around, Imported
+    from llmgallery.importers.base import Imported
 
 KINDS = ("kobold", "ollama", "gatogpt", "llm-api", "localai")
 """Of importers.recognise, which is imported only when a command needs it; a test compares."""
@@ -58,14 +57,14 @@ def import_models(
     its place; it is not in use. Files that are there already are left alone, unless you say --force. Exit code 1 when a model of
     SOURCE could not be imported.
     """
+    from llmgallery.cli.around import around
     from llmgallery.cli.stack import models_dir as models_folder
     from llmgallery.importers.base import save
     from llmgallery.importers.recognise import importer_for
 
     folder = (to or models_folder(settings_of(config, models_dir=models_dir))).absolute()
     importer = importer_for(source, kind)
-    around = _around(folder, weights, name, user_data)
-    imported = importer.read(source, around)
+    imported = importer.read(source, around(folder, weights, name, user_data))
     if dry_run:
         click.echo("".join(_texts(imported)), nl=False)
     else:
@@ -78,19 +77,6 @@ def import_models(
         click.echo(f"server settings of {source}, which --settings FILE writes: {_one_line(imported)}", err=True)
     if imported.problems:
         sys.exit(1)
-
-
-def around_of(folder: Path) -> Around:
-    """For a source that no command names options for."""
-    return _around(folder, None, None, None)
-
-
-def _around(folder: Path, weights: str | None, name: str | None, user_data: Path | None) -> Around:
-    from llmgallery.backends.loader import specs
-    from llmgallery.cli.stack import outside
-    from llmgallery.importers.base import Around
-
-    return Around(specs(), folder, outside(), weights, name, user_data, os.environ)
 
 
 def _texts(imported: Imported) -> Iterator[str]:

@@ -39,8 +39,8 @@ def search(term: tuple[str, ...], tag: str | None, config: Path | None, models_d
     """
     from llmgallery.cli.display import size
     from llmgallery.cli.library import opened
-    from llmgallery.cli.models import print_rows
     from llmgallery.cli.portal import Portal
+    from llmgallery.cli.tables import print_rows
 
     settings, text = settings_of(config, models_dir=models_dir), " ".join(term)
     with Portal() as portal, opened(portal, settings, here=models_dir is not None) as door:
@@ -144,8 +144,8 @@ def jobs(id: str | None, follow: bool, cancel: bool, config: Path | None, models
     are noted on this machine.
     """
     from llmgallery.cli.library import opened
-    from llmgallery.cli.models import print_rows
     from llmgallery.cli.portal import Portal
+    from llmgallery.cli.tables import print_rows
 
     if id is None and (follow or cancel):
         raise click.UsageError("name the job: llmgallery jobs ID")

@@ -61,12 +61,12 @@ def _check(path: Path, source: str) -> None:
 
 
 def _imported(config: Path | None, folder: Path) -> Imported | None:
-    from llmgallery.cli.importing import around_of
+    from llmgallery.cli.around import around
     from llmgallery.importers import llmapi
 
     if config is not None:
-        return llmapi.read(config, around_of(folder)) if llmapi.recognises(config) else None
-    return llmapi.from_variables(around_of(folder), Path.cwd())
+        return llmapi.read(config, around(folder)) if llmapi.recognises(config) else None
+    return llmapi.from_variables(around(folder), Path.cwd())
 
 
 def _make_folder(imported: Imported) -> None:

@@ -113,8 +113,11 @@ class _Builder:
             self.list_broken(item)
             return
         first = self.entries.get(item.name) or self.disabled.get(item.name)
+        hiding = self.broken.get(item.name)
         if source.by_file is not None:
             self.add_weights(item, source.by_file)
+        elif first is None and hiding is not None and hiding.path.parent != item.folder:
+            return  # a file of an earlier folder that is broken has this name, and is not to be answered for
         elif first is None:
             (self.disabled if item.config.disabled else self.entries)[item.name] = item
             self.taken.update(item.aliases)

@@ -58,6 +58,10 @@ class _Read:
     depends: tuple[tuple[Path, Signature], ...] = ()
     unsure: bool = False
 
+    def holds_at(self, path: Path) -> bool:
+        """The file, which lies there, and what it depends on are as they were."""
+        return all(_signature(other) == then for other, then in [(path, self.signature), *self.depends])
+
     def holds(self, forced: set[Path]) -> bool:
         """Nothing beside the file has changed what it means."""
         same = all(_signature(other) == then and other not in forced for other, then in self.depends)
@@ -121,14 +125,15 @@ class Registry:
         read = self._reads.get(entry.path)
         if read is None:
             return False
-        return all(_signature(path) == then for path, then in [(entry.path, read.signature), *read.depends])
+        return read.holds_at(entry.path)
 
     def may_have_news(self) -> bool:
-        """Something was added to a folder, or taken away, or a broken file was touched, since the last reading. A few stats."""
+        """Something was added to a folder, or taken away, or a broken file or what it depends on was touched, since the last
+        reading. A few stats."""
         if self._snapshot is None or {folder: _signature(folder) for folder in self.folders} != self._looks:
             return True
-        paths = [broken.path for broken in self._snapshot.broken.values()]
-        return any(path in self._reads and self._reads[path].signature != _signature(path) for path in paths)
+        reads = [(broken.path, self._reads.get(broken.path)) for broken in self._snapshot.broken.values()]
+        return any(read is not None and not read.holds_at(path) for path, read in reads)
 
     def read(self) -> Snapshot:
         """Read everything that is not known yet. The objects of many files, which live as long as the server, are kept out of

@@ -18,6 +18,7 @@ from watchfiles import Change, awatch
 
 from llmgallery.catalog.index import Snapshot
 from llmgallery.catalog.registry import Registry
+from llmgallery.config.presets import FOLDER as PRESETS
 
 log = logging.getLogger(__name__)
 
@@ -145,10 +146,11 @@ def _watched(folders: Sequence[Path]) -> Watched:
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    """The folders in a folder, by name; hidden ones are no models, and of very many only the first."""
+    """The folders in a folder, the presets' first, then by name; hidden ones are no models, and of very many only the first."""
     try:
         with os.scandir(folder) as items:
-            names = sorted(item.name for item in items if not item.name.startswith(".") and item.is_dir())
+            shown = (item.name for item in items if not item.name.startswith(".") and item.is_dir())
+            names = sorted(shown, key=lambda name: (name != PRESETS, name))
     except OSError:
         return []
     return [folder / name for name in names[:MAX_FOLDERS]]

@@ -13,8 +13,9 @@ from llmgallery.catalog import gguf
 from llmgallery.catalog.registry import YAML_SUFFIXES, Entry
 from llmgallery.chat.prompt import pick_format
 from llmgallery.cli.stack import files_here, folder_registry, loader, outside
-from llmgallery.config.load import load_model
+from llmgallery.config.load import LoadedModel, load_model
 from llmgallery.config.merge import EffectiveValue, explain
+from llmgallery.config.presets import Lent
 from llmgallery.config.problems import shown
 from llmgallery.config.settings import Settings
 from llmgallery.config.templates import SIDECAR_KEYS
@@ -31,17 +32,28 @@ def effective(settings: Settings, name: str) -> list[Row]:
     ModelBroken, LoadError (they are damaged)."""
     entry = resolve(name, folder_registry(settings).read())
     written = entry.path.suffix.lower() in YAML_SUFFIXES
-    places = load_model(entry.path, specs(), outside()).places if written else {}
+    loaded = load_model(entry.path, specs(), outside()) if written else LoadedModel(entry.path, entry.name)
+    places = loaded.places
     more = [*_of_weights(entry), *_of_backend(entry, written), _keep_alive(settings)]
-    values = explain(entry.config, path=entry.path if written else None, places=places, more=more)
-    template = _of_template(entry)
+    values = explain(entry.config, path=entry.path if written else None, places=places, lent=loaded.lent, more=more)
+    template = _of_template(entry, loaded.lent)
     brought, written_keys = {value.key for value in template}, {value.key for value in values}
     template = [value for value in template if value.key == "stopwords" or value.key not in written_keys]
     values = [value for value in values if not (value.key in brought and value.value == [])] + template
     values = [_beside(value, entry) for value in values]
     first = [value for value in values if value.key == "name"] or [EffectiveValue("name", entry.name, "the file's name")]
     rest = [value for value in values if value.key not in ("name", "options", "template.chat_template")]
-    return [_row(value) for value in (*first, EffectiveValue("file", str(entry.path), ""), *_missing(entry), *rest)]
+    return [
+        _row(value) for value in (*first, EffectiveValue("file", str(entry.path), ""), *_preset(loaded), *_missing(entry), *rest)
+    ]
+
+
+def _preset(loaded: LoadedModel) -> list[EffectiveValue]:
+    """The file of the user's own preset, and who names it."""
+    if loaded.preset is None:
+        return []
+    source = f"template.preset ({shown(loaded.path)}:{loaded.preset_at[0]})"
+    return [EffectiveValue("preset file", shown(loaded.preset), source)]
 
 
 def _of_weights(entry: Entry) -> list[EffectiveValue]:
@@ -107,7 +119,7 @@ def _keep_alive(settings: Settings) -> EffectiveValue:
     return EffectiveValue("keep_alive", seconds, "settings" if settings.keep_alive != Settings().keep_alive else "default")
 
 
-def _of_template(entry: Entry) -> list[EffectiveValue]:
+def _of_template(entry: Entry, lent: Lent) -> list[EffectiveValue]:
     """Which chat template is used, and the stop strings that its format brings. Unknown before the weights are here."""
     header = _header(entry)
     template = entry.config.template
@@ -119,7 +131,8 @@ def _of_template(entry: Entry) -> list[EffectiveValue]:
     key = "template.preset" if origin.startswith("template.preset ") else origin
     stops = [EffectiveValue("stopwords", list(format.stops), origin)] if format.stops else []
     key = "template.chat_template_file" if origin == template.chat_template_file else key
-    line = f" ({shown(entry.path)}:{entry.places[key][0]})" if key in entry.places else ""
+    at = lent[key][:2] if key in lent else (entry.path, entry.places[key][0]) if key in entry.places else None
+    line = f" ({shown(at[0])}:{at[1]})" if at else ""
     return [*(EffectiveValue(name, text, origin + line) for name, text in format.texts.items()), *stops]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,11 +61,13 @@ def import_models(
     from llmgallery.cli.around import around
     from llmgallery.cli.stack import models_dir as models_folder
     from llmgallery.importers.base import save
-    from llmgallery.importers.recognise import importer_for
+    from llmgallery.importers.recognise import importer_for, others
 
     folder = (to or models_folder(settings_of(config, models_dir=models_dir))).absolute()
     importer = importer_for(source, kind)
     imported = importer.read(source, around(folder, weights, name, user_data))
+    if settings_file is not None:
+        _check_settings(imported, settings_file, force)
     if dry_run:
         click.echo("".join(_texts(imported)), nl=False)
     else:
@@ -73,6 +76,10 @@ def import_models(
         if settings_file is not None:
             _save_settings(imported, settings_file, force)
     _tell(imported)
+    if kind is None and (more := [other.kind for other in others(source, importer)]):
+        click.echo(
+            f"{source}: taken as {importer.kind}; it holds files of {', '.join(more)} too, which --from KIND imports", err=True
+        )
     if imported.settings and settings_file is None:
         click.echo(f"server settings of {source}, which --settings FILE writes: {_one_line(imported)}", err=True)
     if imported.problems:
@@ -94,12 +101,31 @@ def _one_line(imported: Imported) -> str:
     return ", ".join(f"{name}: {value}" for name, value in server_settings(imported).items())
 
 
+def _check_settings(imported: Imported, path: Path, force: bool) -> None:
+    """Before anything is written. Raises ConfigError."""
+    from llmgallery.core.errors import ConfigError
+
+    if not imported.settings:
+        raise ConfigError("the source has no server settings: --settings has nothing to write; nothing was written")
+    if os.path.lexists(path) and not force and not _says_the_same(imported, path):
+        raise ConfigError(f"{path} is there already, with another text: nothing was written; --force replaces it")
+
+
+def _says_the_same(imported: Imported, path: Path) -> bool:
+    from llmgallery.importers.base import server_settings, settings_text
+
+    try:
+        return path.read_bytes() == settings_text(server_settings(imported)).encode()
+    except OSError:
+        return False
+
+
 def _save_settings(imported: Imported, path: Path, force: bool) -> None:
     from llmgallery.core.errors import ConfigError
     from llmgallery.importers.base import server_settings, settings_text, write
 
-    if not imported.settings:
-        raise ConfigError("the source has no server settings: --settings has nothing to write")
+    if _says_the_same(imported, path):
+        return
     try:
         write(path, settings_text(server_settings(imported)), replace=force)
     except FileExistsError as error:

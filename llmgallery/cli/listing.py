@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from llmgallery.cli.commands import server
 from llmgallery.cli.installs import state_of
 from llmgallery.cli.library import AtServer, noted_jobs
 from llmgallery.cli.stack import files_here, folder_registry, loader, models_dir, outside
-from llmgallery.config.load import load_model
+from llmgallery.config.load import load_model, load_preset
+from llmgallery.config.presets import FOLDER as PRESETS
+from llmgallery.config.presets import own_presets
 from llmgallery.config.problems import Problem
 from llmgallery.config.settings import Settings
 from llmgallery.core.errors import BadWeights, LoadError
@@ -87,6 +90,7 @@ class Checked:
     files: int
     problems: list[Problem]
     warnings: list[Problem]
+    kind: str = "model file"
 
     def in_order(self) -> list[tuple[Problem, bool]]:
         """(problem, whether it is a mere warning), as they stand in the files."""
@@ -97,11 +101,15 @@ class Checked:
 def checked(settings: Settings, path: Path | None) -> Checked:
     """All problems and warnings of a file, of a folder, or (when none is named) of everything that the server would read."""
     if path is None:
-        return _of_snapshot(models_dir(settings), folder_registry(settings).read())
+        registry = folder_registry(settings)
+        return _of_snapshot(models_dir(settings), registry.read(), registry.folders)
     if path.is_dir():
-        return _of_snapshot(path, Registry([path], specs(), outside()).read())
+        return _of_snapshot(path, Registry([path], specs(), outside()).read(), [path])
     if (fault := _no_model_file(path)) is not None:
         return Checked(path, 1, [fault], [])
+    if path.absolute().parent.name == PRESETS:
+        preset = load_preset(path.absolute(), outside())
+        return Checked(path, 1, list(preset.problems), list(preset.warnings), "preset file")
     model = load_model(path, specs(), outside())
     unusable: list[Problem] = []
     if model.config is not None:
@@ -109,13 +117,17 @@ def checked(settings: Settings, path: Path | None) -> Checked:
     return Checked(path, 1, [*model.problems, *unusable], list(model.warnings))
 
 
-def _of_snapshot(where: Path, snapshot: Snapshot) -> Checked:
+def _of_snapshot(where: Path, snapshot: Snapshot, folders: Sequence[Path]) -> Checked:
+    """Of the models, and of the presets beside them: what is wrong with one of these is told once, not for every model."""
+    presets = [load_preset(path, outside()) for folder in folders for path in own_presets(folder.absolute())]
     entries = [*snapshot.entries.values(), *snapshot.disabled.values()]
     problems = [problem for broken in snapshot.broken.values() for problem in broken.problems]
     problems += [problem for entry in snapshot.entries.values() for problem in _unusable(entry)]
     warnings = [problem for entry in entries for problem in snapshot.warnings(entry)]
     warnings += [problem for broken in snapshot.broken.values() for problem in broken.warnings]
-    return Checked(where, len(entries) + len(snapshot.broken), [*snapshot.problems, *problems], warnings)
+    problems = [*snapshot.problems, *problems, *(problem for preset in presets for problem in preset.problems)]
+    warnings += [warning for preset in presets for warning in preset.warnings]
+    return Checked(where, len(entries) + len(snapshot.broken), list(dict.fromkeys(problems)), list(dict.fromkeys(warnings)))
 
 
 def _unusable(entry: Entry) -> list[Problem]:

@@ -69,7 +69,7 @@ def print_explained(name: str, config: Path | None, models_dir: str | None) -> N
 @click.argument("path", required=False, type=click.Path(exists=True, path_type=Path))
 @models_dir_option
 def check(path: Path | None, config: Path | None, models_dir: str | None) -> None:
-    """Validate a folder of model files, or one file.
+    """Validate a folder of model files and the presets beside them, or one file.
 
     Prints every problem as file:line:column. Exit code 1 when there is one; warnings do not count.
     """
@@ -80,18 +80,20 @@ def check(path: Path | None, config: Path | None, models_dir: str | None) -> Non
     for problem, warning in checked.in_order():
         click.echo(f"{problem} (warning)" if warning else str(problem))
     found = counted(len(checked.problems), "problem") if checked.problems else "no problem"
-    click.echo(f"{checked.where}: {counted(checked.files, 'model file')}, {found}", err=True)
+    click.echo(f"{checked.where}: {counted(checked.files, checked.kind)}, {found}", err=True)
     if checked.problems:
         sys.exit(1)
 
 
 @click.command()
-def schema() -> None:
+@click.option("--preset", is_flag=True, help="of a preset file, presets/NAME.yaml beside the model files")
+def schema(preset: bool) -> None:
     """Print the JSON schema of a model file, for editors."""
     from llmgallery.backends.loader import specs
-    from llmgallery.config.jsonschema import model_schema
+    from llmgallery.config.jsonschema import model_schema, preset_schema
 
-    click.echo(json.dumps(model_schema(specs()), indent=2, ensure_ascii=False))
+    shape = preset_schema() if preset else model_schema(specs())
+    click.echo(json.dumps(shape, indent=2, ensure_ascii=False))
 
 
 @click.command()

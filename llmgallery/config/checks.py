@@ -13,6 +13,7 @@ from yaml.nodes import Node, ScalarNode
 from llmgallery.config.model import LOAD_KEYS, LOAD_PARAMETERS, ModelConfig
 from llmgallery.config.nodes import PLAIN, place
 from llmgallery.config.outside import Outside, Spec
+from llmgallery.config.presets import own_presets
 from llmgallery.config.problems import Problem
 from llmgallery.config.readers import FAILED, Reading, struct_reader
 from llmgallery.config.suggest import did_you_mean
@@ -98,7 +99,7 @@ def not_yet(reading: Reading) -> list[Problem]:
     """Warnings for keys that this version does not use yet."""
     wrong = {problem.key for problem in reading.problems}
     written = [key for key in reading.places if key in NOT_YET and key not in wrong]
-    return [Problem(reading.path, *reading.places[key], key, _NEVER.get(key, _NOT_YET)) for key in written]
+    return [reading.at(key, _NEVER.get(key, _NOT_YET)) for key in written]
 
 
 def values(config: ModelConfig, reading: Reading, stem: str) -> None:
@@ -108,10 +109,6 @@ def values(config: ModelConfig, reading: Reading, stem: str) -> None:
             reading.fail(_node(reading, key), key, fault)
     if config.name is None and (fault := name_fault(stem)):
         reading.problems.append(Problem(reading.path, 1, 1, "", f"the file's name as a model's name: {fault}", "set name:"))
-    if config.parameters.max_tokens == 0:
-        node = reading.nodes["parameters.max_tokens"]
-        message = "0 is out of range: every answer would be empty; expected a whole number, at least 1"
-        reading.fail(node, "parameters.max_tokens", message, "-1 = until the context is full")
     if config.keep_alive is not None:
         try:
             parse_duration(config.keep_alive)
@@ -122,10 +119,19 @@ def values(config: ModelConfig, reading: Reading, stem: str) -> None:
         if value is not None and value.lower() not in known:
             message = f"expected one of {', '.join(known)}, found {value!r}"
             reading.fail(reading.nodes[key], key, message, did_you_mean(value, list(known)))
+    sampling(config, reading)
+
+
+def sampling(config: ModelConfig, reading: Reading) -> None:
+    """What is no type of the sampling defaults and the stop strings."""
+    if config.parameters.max_tokens == 0:
+        node = reading.nodes["parameters.max_tokens"]
+        message = "0 is out of range: every answer would be empty; expected a whole number, at least 1"
+        reading.fail(node, "parameters.max_tokens", message, "-1 = until the context is full")
     _samplers(config, reading)
     for token in config.parameters.logit_bias or ():
-        if not re.fullmatch(r"\d{1,9}", token):
-            key = f"parameters.logit_bias.{token}"
+        key = f"parameters.logit_bias.{token}"
+        if not re.fullmatch(r"\d{1,9}", token) and key not in reading.lent:
             reading.fail(reading.nodes["parameters.logit_bias"], key, "expected a token id: a whole number, 0 or more")
     for index, stop in enumerate(config.stopwords):
         if not stop:
@@ -267,10 +273,13 @@ def listed_options(
     return found, above, warnings
 
 
-def preset(config: ModelConfig, reading: Reading, names: Collection[str] | None) -> None:
-    """Note a preset that does not exist."""
+def preset(config: ModelConfig, reading: Reading, names: Collection[str] | None, folder: Path) -> None:
+    """Note a preset that does not exist. `names`: the built-in ones; `folder`: where the user's may be."""
     name = config.template.preset
     if name is None or names is None or name in names:
         return
-    advice = did_you_mean(name, list(names)) or f"known: {', '.join(sorted(names))}"
+    own = [path.stem for path in own_presets(folder)]
+    advice = did_you_mean(name, [*own, *names]) or f"known: {', '.join([*own, *sorted(names)])}"
+    if name in own:
+        advice = "a preset of your own may name built-in ones only"
     reading.fail(reading.nodes["template.preset"], "template.preset", f"no preset is called {name!r}", advice)

@@ -44,7 +44,7 @@ def check(template: Template, reading: Reading, presets: Collection[str] | None)
 
 def check_variables(template: Template, reading: Reading) -> None:
     for name in template.variables:
-        if name not in VARIABLES:
+        if name not in VARIABLES and f"template.variables.{name}" not in reading.lent:
             advice = did_you_mean(name, VARIABLES) or f"known: {', '.join(VARIABLES)}"
             node = reading.nodes["template.variables"]
             reading.fail(node, f"template.variables.{name}", "GatoGPT's templates have no such key", advice)
@@ -58,4 +58,4 @@ def _strange(key: str, text: str, reading: Reading) -> Iterator[Problem]:
         spaced = f"write {{{{ {name} }}}}: one space on each side" if name in known else ""
         advice = spaced or did_you_mean(name, known) or f"known: {', '.join(known)}"
         message = f"{mark} is no key of this template and stays in every prompt as it is"
-        yield Problem(reading.path, *reading.places[f"template.{key}"], f"template.{key}", message, advice)
+        yield reading.at(f"template.{key}", message, advice)

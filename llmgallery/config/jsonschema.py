@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from llmgallery.config.checks import CACHE_TYPES
-from llmgallery.config.model import ModelConfig
+from llmgallery.config.model import LOAD_PARAMETERS, ModelConfig
 from llmgallery.config.outside import Spec
+from llmgallery.config.presets import PresetFile
 from llmgallery.config.settings import Settings
 from llmgallery.config.units import Bytes, Seconds
 
@@ -43,6 +44,16 @@ def model_schema(specs: Mapping[str, Spec]) -> dict[str, Any]:
         mapping = {"properties": {"options": {"anyOf": [{"type": ["array", "null"]}, {"$ref": options["$ref"]}]}}}
         rules.append({"if": named, "then": mapping})
     schema["allOf"] = rules
+    return schema
+
+
+def preset_schema() -> dict[str, Any]:
+    """The schema of a preset file."""
+    schema = _schema(PresetFile, "A preset of llmgallery")
+    parameters: dict[str, Any] = schema["$defs"]["Parameters"]["properties"]
+    parameters["max_tokens"] |= {"not": {"const": 0}}
+    for key in LOAD_PARAMETERS:
+        del parameters[key]
     return schema
 
 

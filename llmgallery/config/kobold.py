@@ -36,18 +36,15 @@ def check(template: Template, reading: Reading, examine: AdapterCheck | None) ->
     whole = reading.nodes[KEY]
     for fault in examine(template.adapter) if examine is not None else ():
         key = f"{KEY}.{fault.key}" if fault.key else KEY
+        if KEY not in reading.lent and reading.source(key) is not None:
+            continue  # told where it stands
         reading.fail(_below(whole, fault.key), key, fault.message, fault.suggestion)
     if template.chat_template is not None or template.chat_template_file is not None:
-        return [
-            Problem(reading.path, *place(whole), KEY, "not used: template.chat_template writes the chats", "remove one of them")
-        ]
+        return []  # nothing of it is used
     warnings = []
     if isinstance(template.adapter, dict) and "max_length" in template.adapter:
         at, message = place(_below(whole, "max_length")), "not used: parameters.max_tokens says how long an answer may be"
-        warnings.append(Problem(reading.path, *at, f"{KEY}.max_length", message))
-    if template.preset is not None:
-        at = reading.places["template.preset"]
-        warnings.append(Problem(reading.path, *at, "template.preset", f"not used: {KEY} writes the chats", "remove one of them"))
+        warnings.append(Problem(reading.path_of(f"{KEY}.max_length"), *at, f"{KEY}.max_length", message))
     return warnings
 
 

@@ -1,8 +1,9 @@
-"""One model file to a ModelConfig and everything that is wrong with it. Knows no folder and no other file but the templates'."""
+"""One model file to a ModelConfig and everything that is wrong with it. Knows no folder, and of other files only templates and
+the preset that it names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from llmgallery.config import answers, checks, ignored
 from llmgallery.config.model import ModelConfig
 from llmgallery.config.nodes import MAX_BYTES, Unreadable, compose, kind, place
 from llmgallery.config.outside import Outside, Spec
+from llmgallery.config.presets import Lent, ReadPreset, lay_below, preset_path, read_preset
 from llmgallery.config.problems import Problem
 from llmgallery.config.readers import FAILED, Reading, struct_reader
 from llmgallery.config.regular import open_regular
@@ -28,6 +30,8 @@ class LoadedModel:
 
     `name` is set in any case. `places`: dotted key -> (line, column) of everything written. `depends`: other files that it
     means something by, be they there or not. `templates`: of these the templates that were read in, each with its key.
+    `preset`: the file of the user's own preset below it, named at `preset_at`; `lent`: dotted key -> the place in that file
+    that says it, or a part of it.
     """
 
     path: Path
@@ -39,6 +43,18 @@ class LoadedModel:
     places: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     depends: tuple[Path, ...] = ()
     templates: tuple[tuple[str, Path], ...] = ()
+    preset: Path | None = None
+    preset_at: tuple[int, int] = (0, 0)
+    lent: Lent = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoadedPreset:
+    """What is wrong with a preset file by itself; good when there are no `problems`."""
+
+    path: Path
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
 
 
 def load_model(path: Path, specs: Mapping[str, Spec], outside: Outside | None = None) -> LoadedModel:
@@ -72,6 +88,36 @@ def parse_model(data: bytes, path: Path, specs: Mapping[str, Spec], outside: Out
     return _Model(path, specs, outside, data).read(root)
 
 
+def load_preset(path: Path, outside: Outside | None = None) -> LoadedPreset:
+    """Read a preset file of the user's own, `presets/NAME.yaml`, whether a model names it or not."""
+    outside = outside or Outside()
+    read = read_preset(path, outside)
+    if read is None:
+        return LoadedPreset(path, (Problem(path, 0, 0, "", "cannot be read: there is no such file"),))
+    if preset_path(path.stem, path.parent.parent) is None:
+        read.reading.problems.append(Problem(path, 0, 0, "", f"{path.stem!r} cannot name a preset: no model file could mean it"))
+    alone = _Alone(read, outside)
+    warnings = [*read.reading.warnings, *alone.warnings]
+    return LoadedPreset(path, _in_order(read.reading.problems, path), _in_order(warnings, path))
+
+
+class _Alone:
+    """A preset file by itself: what is wrong with it whatever model names it. Notes problems in its reading."""
+
+    def __init__(self, preset: ReadPreset, outside: Outside) -> None:
+        reading = preset.reading
+        templates = Templates(reading, preset.path.parent, outside, preset.text, preset.path.parent.parent)
+        checks.sampling(preset.said.config, reading)
+        templates.read(preset.said.config)
+        self.warnings = [*checks.not_yet(reading), *templates.warnings]
+        self.depends, self.templates = templates.depends, templates.files
+
+
+def _in_order(problems: Iterable[Problem], path: Path) -> tuple[Problem, ...]:
+    """Each once, by place; those in `path` first."""
+    return tuple(sorted(dict.fromkeys(problems), key=lambda one: (one.path != path, one.line, one.column)))
+
+
 class _Model:
     """One file on its way: the keys first, then what holds between them."""
 
@@ -82,6 +128,9 @@ class _Model:
         self.warnings = self.reading.warnings
         self.depends: list[Path] = []
         self.templates: list[tuple[str, Path]] = []
+        self.preset: ReadPreset | None = None
+        self.preset_at = (0, 0)
+        self.lent: Lent = {}
 
     def read(self, root: MappingNode) -> LoadedModel:
         config = struct_reader(ModelConfig).read(root, "", self.reading)
@@ -92,6 +141,7 @@ class _Model:
         if backend is not None:
             config = self.options(config, self.specs[backend])
             self.warnings += checks.unheeded(self.reading, self.specs[backend])
+        config = self.below(config)
         checks.values(config, self.reading, self.path.stem)
         checks.weights(config, self.reading, self.specs[backend] if backend else None)
         self.reference(config, backend)
@@ -103,11 +153,33 @@ class _Model:
         return self.result(config.name or self.path.stem, config, backend)
 
     def result(self, name: str, config: ModelConfig | None, backend: str | None) -> LoadedModel:
-        problems = tuple(sorted(self.reading.problems, key=lambda problem: (problem.line, problem.column)))
+        problems, found = _in_order(self.reading.problems, self.path), tuple(dict.fromkeys(self.warnings))
+        depends, templates = tuple(dict.fromkeys(self.depends)), tuple(dict.fromkeys(self.templates))
+        lent, places = self.lent, self.reading.places
+        own = {key: place for key, place in places.items() if key not in self.reading.lent} if lent else places
         config = None if problems else config
-        found = tuple(self.warnings)
-        depends, templates = tuple(self.depends), tuple(self.templates)
-        return LoadedModel(self.path, name, config, backend, problems, found, self.reading.places, depends, templates)
+        preset = self.preset.path if self.preset is not None else None
+        return LoadedModel(
+            self.path, name, config, backend, problems, found, own, depends, templates, preset, self.preset_at, lent
+        )
+
+    def below(self, config: ModelConfig) -> ModelConfig:
+        """The config with the preset of the user's own below it that template.preset means, where there is its file."""
+        path = preset_path(config.template.preset, self.path.parent)
+        if path is None:
+            return config
+        self.depends.append(path)
+        self.preset = read_preset(path, self.outside)
+        if self.preset is None:
+            return config
+        alone = _Alone(self.preset, self.outside)
+        self.reading.problems += self.preset.reading.problems
+        self.warnings += [*self.preset.reading.warnings, *alone.warnings]
+        self.depends += alone.depends
+        self.templates += alone.templates
+        self.preset_at = self.reading.places["template.preset"]
+        config, self.lent = lay_below(config, self.reading, self.preset)
+        return config
 
     def redirect(self) -> None:
         """LocalAI's `alias` names one other model: a list under it was meant for `aliases`."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from llmgallery.config.model import ModelConfig, OnUnsupported, Section
+from llmgallery.config.presets import Lent
 from llmgallery.config.problems import shown
 from llmgallery.core.sampling import DEFAULTS, Sampling, sampler_order
 
@@ -79,16 +80,19 @@ def explain(
     *,
     path: Path | None = None,
     places: Mapping[str, tuple[int, int]] | None = None,
+    lent: Lent | None = None,
     below: Sequence[tuple[str, Sampling]] = (),
     more: Sequence[EffectiveValue] = (),
 ) -> list[EffectiveValue]:
     """Every value that holds for a model, set or not, in the order of the structs.
 
-    `places`: where the YAML at `path` sets what (LoadedModel.places). `below`: (source, sampling) of preset and backend,
-    the stronger first. `more`: what others say of keys that the YAML does not set, the stronger first.
+    `places`: where the YAML at `path` sets what (LoadedModel.places). `lent`: the same of its preset file.
+    `below`: (source, sampling) of preset and backend, the stronger first. `more`: what others say of keys that the YAML does
+    not set, the stronger first.
     """
-    places = places or {}
-    found = {key: EffectiveValue(key, value, _source(key, path, places)) for key, value in _set_values(config, "", places)}
+    places, lent = places or {}, lent or {}
+    written = _set_values(config, "", {*places, *lent})
+    found = {key: EffectiveValue(key, value, _source(key, path, places, lent)) for key, value in written}
     for source, sampling in (*below, ("default", DEFAULTS)):
         for name in (*_KEYS, "logit_bias"):
             key, value = f"parameters.{name}", getattr(sampling, name)
@@ -109,12 +113,13 @@ def _set_values(section: Section, prefix: str, places: Container[str]) -> Iterat
             yield prefix + field.name, value
 
 
-def _source(key: str, path: Path | None, places: Mapping[str, tuple[int, int]]) -> str:
-    if key == "template.chat_template" and key not in places:
+def _source(key: str, path: Path | None, places: Mapping[str, tuple[int, int]], lent: Lent) -> str:
+    """The places that say it: one, or two where what they say is united."""
+    if key == "template.chat_template" and key not in {*places, *lent}:
         key = "template.chat_template_file"
-    if path is None or key not in places:
-        return "recognised"
-    return f"{shown(path)}:{places[key][0]}"
+    said = [f"{shown(path)}:{places[key][0]}"] if path is not None and key in places else []
+    said += [f"{shown(lent[key][0])}:{lent[key][1]}"] if key in lent else []
+    return " and ".join(said) or "recognised"
 
 
 def _order(value: EffectiveValue) -> tuple[int, int]:

@@ -107,7 +107,9 @@ class Template(Section, frozen=True):
     """How messages become a prompt. Jinja in chat_template[_file], a preset's name, a KoboldCpp adapter, LocalAI's Go templates,
     with `engine: gatogpt` GatoGPT's, which replace `{{ Key }}` and nothing else, or with `engine: ollama` Ollama's."""
 
-    preset: Annotated[str | None, Meta(description="a named prompt format, such as chatml")] = None
+    preset: Annotated[
+        str | None, Meta(description="a named prompt format, such as chatml, or presets/NAME.yaml beside this file")
+    ] = None
     chat_template: Annotated[str | None, Meta(description="a Jinja chat template")] = None
     chat_template_file: Annotated[str | None, Meta(description="a file beside this YAML that holds one")] = None
     bos_token: Annotated[str | None, Meta(description="what the template gets as bos_token")] = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -54,6 +54,7 @@ class Outside:
     `recognise`: (weights reference, folder of the YAML) -> file format, None = not known (yet).
     `malformed`: the same -> why the reference can mean nothing, neither here nor on the Hub; "" = it can.
     `absent`: the same -> why what the reference names is not there now, and cannot be fetched; "" = it is, or it can.
+    `pending`: preset files that are about to be written, which count as if they were there.
     `trained`: the same -> the context in tokens that weights on this machine were trained for, None = not known (yet).
     """
 
@@ -67,3 +68,4 @@ class Outside:
     adapter: AdapterCheck | None = None
     ollama_template: Callable[[str], TemplateFault | None] | None = None
     regexp: RegexpCheck | None = None
+    pending: Mapping[Path, bytes] = field(default_factory=dict)

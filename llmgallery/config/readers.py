@@ -29,9 +29,17 @@ Ignored = Callable[[str], tuple[str, str] | None]
 """Dotted unknown key -> the warning that it is passed over with, and advice; None = it is a problem."""
 
 
+@dataclass(frozen=True)
+class Source:
+    """A file, and its text."""
+
+    path: Path
+    text: bytes
+
+
 @dataclass
 class Reading:
-    """One file being read: what has been noted, and where each key stands."""
+    """One file being read: what has been noted, and where each key stands. `lent`: keys that stand in another file."""
 
     path: Path | str
     unknown: Unknown
@@ -40,14 +48,31 @@ class Reading:
     warnings: list[Problem] = field(default_factory=list)
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
+    lent: dict[str, Source] = field(default_factory=dict)
     visits: int = 0
     depth: int = 0
     overrun: bool = False
 
+    def source(self, key: str) -> Source | None:
+        """The other file that lent this key, or the one above it; None = it is this file's own."""
+        name = key.partition("[")[0]
+        while name and name not in self.lent:
+            name = name.rpartition(".")[0]
+        return self.lent.get(name)
+
+    def path_of(self, key: str) -> Path | str:
+        """The file in which a key stands."""
+        source = self.source(key)
+        return self.path if source is None else source.path
+
+    def at(self, key: str, message: str, suggestion: str = "") -> Problem:
+        """A problem at the key itself, not noted yet."""
+        return Problem(self.path_of(key), *self.places[key], key, message, suggestion)
+
     def fail(self, node: Node, key: str, message: str, suggestion: str = "") -> Any:
         """Note a problem at the node; returns FAILED."""
         if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(Problem(self.path, *place(node), key, message, suggestion))
+            self.problems.append(Problem(self.path_of(key), *place(node), key, message, suggestion))
         elif len(self.problems) == MAX_PROBLEMS:
             self.problems.append(Problem(self.path, *place(node), "", "from here on there are more problems than are listed"))
         return FAILED

@@ -16,6 +16,7 @@ from llmgallery.config.outside import Outside, TemplateFault
 from llmgallery.config.problems import Problem
 from llmgallery.config.readers import Reading
 from llmgallery.config.regular import open_regular
+from llmgallery.config.unused import OF_LOCALAI, unused
 
 MAX_TEMPLATE = 1024 * 1024
 LONGEST_NAME = 200
@@ -45,8 +46,9 @@ class Templates:
     """The template keys of one file. `depends`: files that were looked for; `files`: those of them whose text was taken, each
     with its key; `warnings`: what will not be used."""
 
-    def __init__(self, reading: Reading, folder: Path, outside: Outside, text: bytes) -> None:
-        """`text`: the YAML's."""
+    def __init__(self, reading: Reading, folder: Path, outside: Outside, text: bytes, models: Path | None = None) -> None:
+        """`text`: the YAML's. What another file lent is sought beside that. `models`: model files' folder; else `folder`."""
+        self.models = models or folder
         self.reading, self.folder, self.outside, self.text = reading, folder, outside, text
         self.depends: list[Path] = []
         self.files: list[tuple[str, Path]] = []
@@ -54,8 +56,11 @@ class Templates:
 
     def read(self, config: ModelConfig) -> ModelConfig:
         """The config with the texts of all files in place of their names; notes every template that does not parse."""
-        checks.preset(config, self.reading, self.outside.presets)
+        checks.preset(config, self.reading, self.outside.presets, self.models)
         self.warnings += kobold.check(config.template, self.reading, self.outside.adapter)
+        for key, message, advice in unused(config.template):
+            if key in self.reading.places:
+                self._warn(key, message, advice)
         self._chat_template(config.template)
         template = self._with_file(config.template)
         if template.engine == "gatogpt":
@@ -82,7 +87,7 @@ class Templates:
 
     def _chat_template(self, template: Template) -> None:
         key, source = "template.chat_template", template.chat_template
-        if source is not None and template.chat_template_file is None and not self._is_go(key, source):
+        if source is not None and template.chat_template_file is None and not self._is_misplaced(key, source):
             self._note(key, source, self.outside.template)
 
     def _with_file(self, template: Template) -> Template:
@@ -93,23 +98,27 @@ class Templates:
         if template.chat_template is not None:
             self.reading.fail(self.reading.nodes[key], key, "template.chat_template is set too", "keep one of them")
             return template
-        path = self.folder / name
+        path = self._home(key)[0] / name
         self.depends.append(path)
         source = self._read(path, name, key)
         if source is None:
             return template
         self.files.append((key, path))
-        if not self._is_go(key, source):
+        if not self._is_misplaced(key, source):
             self._note(key, source, self.outside.template, path.absolute())
         return msgspec.structs.replace(template, chat_template=source)
 
-    def _is_go(self, key: str, source: str) -> bool:
-        """A Go template under a key for Jinja, which is noted."""
+    def _is_misplaced(self, key: str, source: str) -> bool:
+        """An empty text, or a Go template, under a key for Jinja, which is noted."""
+        if not source.strip():
+            message, advice = "the template is empty, and so would every prompt be", "leave the key out, or write a template"
+            self.reading.problems.append(self.reading.at(key, message, advice))
+            return True
         if not _GO_TEXT.search(source):
             return False
         message = "a Go template, where a Jinja template belongs"
         advice = "write it under template.chat, with template.chat_message for each message"
-        self.reading.problems.append(Problem(self.reading.path, *self.reading.places[key], key, message, advice))
+        self.reading.problems.append(self.reading.at(key, message, advice))
         return True
 
     # --- Go ----------------------------------------------------------------------------------------------------------------
@@ -121,7 +130,7 @@ class Templates:
             named = getattr(template, key)
             if not named or "{{" in named or not _is_name(named):
                 continue
-            path, noted = self.folder / f"{named}.tmpl", len(self.reading.problems)
+            path, noted = self._home(f"template.{key}")[0] / f"{named}.tmpl", len(self.reading.problems)
             self.depends.append(path)
             source = self._read(path, path.name, f"template.{key}", needed=False)
             if source is not None:
@@ -139,12 +148,7 @@ class Templates:
         for key, source in written.items():
             if source == getattr(config.template, key):
                 self._note(f"template.{key}", source, self.outside.go_template)
-        around = [key for key in ("chat", "chat_message", "function") if key in written]
-        for key in around:
-            if winner := _before_go(template):
-                self._warn(f"template.{key}", winner)
-        if around and template.preset is not None:
-            self._warn("template.preset", f"not used: template.{around[0]} writes the chats", "remove one of them")
+        around = [key for key in OF_LOCALAI if key in written]
         if around and config.system_prompt and not _mentions("SystemPrompt", written.values()):
             message = "not used: none of the Go templates has {{.SystemPrompt}}, where LocalAI puts it"
             self._warn("system_prompt", message, "write it into template.chat")
@@ -178,14 +182,19 @@ class Templates:
 
     # --- places and files --------------------------------------------------------------------------------------------------
 
+    def _home(self, key: str) -> tuple[Path, bytes]:
+        """The folder and the text of the file in which a key stands."""
+        source = self.reading.source(key)
+        return (self.folder, self.text) if source is None else (source.path.parent, source.text)
+
     def _note(self, key: str, source: str, check: Check, file: Path | None = None) -> None:
         """Note why a template does not parse, with the line in the file that holds it."""
         fault = check(source) if check else None
         if fault is None:
             return
-        path: Path | str = self.reading.path
+        path = self.reading.path_of(key)
         if file is None:
-            line, column = place_in(self.reading.nodes[key], fault, self.text)
+            line, column = place_in(self.reading.nodes[key], fault, self._home(key)[1])
         else:
             path, line, column = file, max(fault.line, 1), max(fault.column, 1)
         message = f"the template does not parse: {fault.message}"
@@ -195,13 +204,13 @@ class Templates:
             self.reading.problems.append(Problem(path, line, column, key, message))
 
     def _warn(self, key: str, message: str, advice: str = "") -> None:
-        self.warnings.append(Problem(self.reading.path, *self.reading.places[key], key, message, advice))
+        self.warnings.append(self.reading.at(key, message, advice))
 
     def _read(self, path: Path, name: str, key: str, *, needed: bool = True) -> str | None:
         """The text of a file beside the YAML; None when it cannot be read, which is noted, unless it need not be there."""
         node, advice = self.reading.nodes[key], "put the template beside the YAML"
         try:
-            if not path.resolve().is_relative_to(self.folder.resolve()):
+            if not path.resolve().is_relative_to(self._home(key)[0].resolve()):
                 self.reading.fail(node, key, f"{name} lies outside the folder of this file", advice)
                 return None
             with open_regular(path) as file:
@@ -283,15 +292,6 @@ def _indent(block: list[bytes]) -> int:
 
 def _is_name(text: str) -> bool:
     return len(text) <= LONGEST_NAME and "\n" not in text.strip("\n") and text == text.strip()
-
-
-def _before_go(template: Template) -> str:
-    """Why Go templates of chats are not used; "" when they are, or may be."""
-    if template.use_tokenizer_template:
-        return "not used where the weights bring a template, as use_tokenizer_template is set"
-    if template.chat_template is not None or template.chat_template_file is not None:
-        return "not used: template.chat_template writes the chats"
-    return "not used: template.adapter writes the chats" if template.adapter else ""
 
 
 def _mentions(name: str, sources: Iterable[str]) -> bool:

@@ -6,8 +6,10 @@ An importer is a module with `IMPORTER = Importer(kind, title, recognises, read)
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,7 @@ from llmgallery.config.problems import Problem
 from llmgallery.core.errors import ConfigError
 
 PUBLIC, SECRET = 0o644, 0o600
+MAX_PORT = 65535
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Around:
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """A file of the models folder, not written yet. `name`: without folders. `model`: whose YAML it is, None = another file."""
+    """A file of the models folder, not written yet. `name`: its path there. `model`: whose YAML it is, None = another file."""
 
     name: str
     text: str
@@ -96,6 +99,7 @@ def save(imported: Imported, folder: Path, *, force: bool = False) -> list[Path]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file in wanted:
+            (folder / file.name).parent.mkdir(exist_ok=True)
             write(folder / file.name, file.text, file.mode, replace=force)
     except OSError as error:
         raise ConfigError(f"cannot write to {folder}: {error.strerror or error}") from error
@@ -104,8 +108,7 @@ def save(imported: Imported, folder: Path, *, force: bool = False) -> list[Path]
 
 def write(path: Path, text: str, mode: int = PUBLIC, *, replace: bool = False) -> None:
     """One file, in one moment. Raises OSError, FileExistsError also when somebody else was quicker and not `replace`."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -115,10 +118,23 @@ def write(path: Path, text: str, mode: int = PUBLIC, *, replace: bool = False) -
         if replace:
             temporary.replace(path)
         else:
-            os.link(temporary, path)
+            _name(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _name(temporary: Path, path: Path) -> None:
+    """The finished file's name, which nobody else may have. Where the file system has no hard links, who comes in the moment
+    between a look and a step is not noticed."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        temporary.rename(path)
 
 
 def _same(path: Path, file: WrittenFile) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,9 +16,10 @@ from yaml.nodes import Node
 from llmgallery.catalog.install.write import file_name, yaml_text
 from llmgallery.catalog.reference import parse_reference
 from llmgallery.catalog.weights import local_path
-from llmgallery.config.load import LoadedModel, parse_model
+from llmgallery.config.load import LoadedModel, LoadedPreset, load_preset, parse_model
 from llmgallery.config.nodes import place
 from llmgallery.config.problems import Problem
+from llmgallery.config.problems import shown as shown_path
 from llmgallery.core.errors import ConfigError, LoadError
 from llmgallery.importers.base import Around, Imported, WrittenFile
 from llmgallery.importers.ledger import Ledger, Table
@@ -25,6 +27,7 @@ from llmgallery.importers.ledger import Ledger, Table
 _FIRST = ("name", "aliases", "description", "owned_by", "backend", "parameters")
 _ROUNDS = 100
 _SHOWN = 8000
+_SECRET = re.compile(r"(api_?key|password|passwd|secret|((auth|access|bearer|hf|hub)_?|\.)token|authorization)$", re.I)
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ def finish(
     ledgers: Sequence[Ledger],
     around: Around,
     *,
+    presets: Sequence[Draft] = (),
     files: Sequence[WrittenFile] = (),
     notes: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
@@ -116,17 +120,32 @@ def finish(
     problems: Sequence[Problem] = (),
 ) -> Imported:
     """The drafts as files, after all has been read from the ledgers. What the server would refuse in a model is left out of it,
-    and told; a model that is none without it is a problem."""
+    and told; a model that is none without it is a problem. `presets`: drafts of preset files, which models name."""
     warnings = [warning for ledger in ledgers for warning in ledger.close()]
     written: list[WrittenFile] = []
     failed = list(problems)
+    below = [file for draft in presets if (file := _FinishingPreset(draft, around, warnings, failed).file(())) is not None]
+    pending = {around.folder / file.name: file.text.encode() for file in below}
+    around = replace(around, outside=replace(around.outside, pending=pending))
     taken = {file.name for file in files}
+    firsts: dict[str, Draft] = {}
     for draft in drafts:
+        if (first := firsts.setdefault(draft.name, draft)) is not draft:
+            warnings.append(_taken_name(draft, first))
         file = _Finishing(draft, around, warnings, failed).file(taken)
         if file is not None:
             written.append(file)
             taken.add(file.name)
-    return Imported((*written, *files), tuple(warnings), tuple(failed), tuple(notes), dict(settings or {}), default)
+    return Imported((*below, *written, *files), tuple(warnings), tuple(failed), tuple(notes), dict(settings or {}), default)
+
+
+def _taken_name(draft: Draft, first: Draft) -> Problem:
+    """Several models of one name: the server serves the first."""
+    origin = draft.origins.get("name")
+    path, node = (origin.path, origin.node) if origin is not None else (draft.ledger.path, None)
+    of_it = shown_path(first.ledger.path) if first.ledger.path != draft.ledger.path else "this file"
+    message = f"{draft.name} is the name of another model in {of_it}, which is served: give one of them another name"
+    return Problem(path, *(place(node) if node is not None else (0, 0)), "name", message)
 
 
 class _Finishing:
@@ -142,12 +161,12 @@ class _Finishing:
         path = self.around.folder / name
         for _ in range(_ROUNDS):
             text = self.text()
-            loaded = parse_model(text.encode(), path, self.around.specs, self.outside)
+            loaded = self.read(text, path)
             absent = isinstance(self.draft.config.get("backend"), str)  # then there is none of that name, which a later one has
             wrong = [problem for problem in loaded.problems if problem.key != "backend" or not absent]
             if not wrong:
                 self.told(loaded)
-                return WrittenFile(name, text, model=self.draft.name)
+                return WrittenFile(name, text, model=self.draft.name if isinstance(loaded, LoadedModel) else None)
             left = [self.left_out(problem) for problem in _one_of_each_list(wrong)]  # all of them, not only the first
             if not any(left):
                 self.problems += [self.in_source(problem, "cannot be imported: ") for problem in wrong]
@@ -155,18 +174,22 @@ class _Finishing:
         self.problems.append(self.in_source(wrong[0], "cannot be imported: "))
         return None
 
+    def read(self, text: str, path: Path) -> LoadedModel | LoadedPreset:
+        """What the server will read."""
+        return parse_model(text.encode(), path, self.around.specs, self.outside)
+
     def free_name(self, taken: Collection[str]) -> str:
-        """The file's name; a second model of one name gets a number, which the registry then tells about."""
+        """The file's name; a second model of one name gets a number, by which it comes after the first in the folder."""
         wanted = self.draft.file_name or file_name(self.draft.name)
         stem = wanted.removesuffix(".yaml")
-        others = (f"{stem}-{number}.yaml" for number in itertools.count(2))
+        others = (f"{stem}_{number}.yaml" for number in itertools.count(2))
         return next(name for name in itertools.chain([wanted], others) if name not in taken)
 
     def text(self) -> str:
         draft = self.draft
         if draft.unchanged is not None and not self.left:
             return draft.unchanged
-        head = [*draft.head, *(f"Not used here: {key} = {shown(value)}" for key, value in self.left.items())]
+        head = [*draft.head, *(f"Not used here: {key} = {_kept(key, value)}" for key, value in self.left.items())]
         return yaml_text(_ordered(draft.config), head)
 
     def left_out(self, problem: Problem) -> bool:
@@ -177,19 +200,24 @@ class _Finishing:
         item = problem.key.removeprefix(key) if problem.key.startswith(f"{key}[") else ""
         value = _take(self.draft.config, key, item)
         origin = self.draft.origins.get(key)
-        self.left[(origin.key if origin is not None else key) + item] = value
+        told = (origin.key if origin is not None else key) + item
+        while told in self.left:  # the places in a list change with each that is taken out
+            told += "+"
+        self.left[told] = value
         self.draft.unchanged = None
         self.warnings.append(self.in_source(problem, "not imported: "))
         return True
 
-    def told(self, loaded: LoadedModel) -> None:
+    def told(self, loaded: LoadedModel | LoadedPreset) -> None:
         """What the server would say of the file, in words about the source."""
         for problem in loaded.problems:
             self.warnings.append(
                 self.in_source(replace(problem, suggestion=""), "", "; the file is written, and served by a version that has it")
             )
-        self.warnings += [self.in_source(warning, "") for warning in loaded.warnings]
-        reference = loaded.config.weights if loaded.config is not None else None
+        pending = self.outside.pending  # what is wrong with these has been told
+        self.warnings += [self.in_source(warning, "") for warning in loaded.warnings if warning.path not in pending]
+        config = loaded.config if isinstance(loaded, LoadedModel) else None
+        reference = config.weights if config is not None else None
         if reference and (path := _missing(reference, self.around.folder)) is not None:
             here = Problem(path, 0, 0, "parameters.model", f"there is no file {path}: the model is served once it is there")
             self.warnings.append(self.in_source(here, ""))
@@ -213,6 +241,13 @@ class _Finishing:
                 return self.draft.origins[name]
             name = name.rpartition(".")[0]
         return None
+
+
+class _FinishingPreset(_Finishing):
+    """The same for a preset file."""
+
+    def read(self, text: str, path: Path) -> LoadedPreset:
+        return load_preset(path, replace(self.outside, pending={path: text.encode()}))
 
 
 def _ordered(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,7 +303,15 @@ def _missing(reference: str, folder: Path) -> Path | None:
     return path
 
 
+def _kept(key: str, value: Any) -> str:
+    """What a comment says of a value. Anybody may read a model file: no secrets."""
+    return "(a secret)" if isinstance(value, str) and value and _SECRET.search(key) else shown(value)
+
+
 def shown(value: Any) -> str:
     """A value in a comment, shortened."""
-    text = msgspec.json.encode(value).decode()
+    try:
+        text = msgspec.json.encode(value).decode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        text = json.dumps(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

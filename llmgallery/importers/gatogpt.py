@@ -5,25 +5,29 @@ Source: https://github.com/elgatopanzon/gatogpt, classes/Config and TextGenerati
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from yaml.nodes import MappingNode, Node, ScalarNode
 
+from llmgallery.catalog.install.write import file_name
 from llmgallery.catalog.reference import parse_reference
 from llmgallery.config.nodes import place
+from llmgallery.config.presets import FOLDER, SUFFIX
 from llmgallery.config.problems import Problem
 from llmgallery.core.errors import ConfigError
 from llmgallery.importers.base import SECRET, Around, Imported, Importer, WrittenFile
 from llmgallery.importers.draft import Draft, finish
 from llmgallery.importers.gatogpt_downloads import Downloads
-from llmgallery.importers.gatogpt_profile import Profile, preset_of, write_profile
+from llmgallery.importers.gatogpt_profile import Profile, preset_of, write_preset, write_profile
 from llmgallery.importers.jsontext import read_json
 from llmgallery.importers.ledger import Ledger, Table
 from llmgallery.importers.local_files import is_foreign, reference_to
+from llmgallery.templates.presets import names as preset_names
 
 USER_DATA = "~/.local/share/GatoGPT_Data"
 KEY_FILE = "openai.key"
@@ -54,6 +58,7 @@ class _Config:
     chosen: set[str] = field(default_factory=set)
     definitions: list[tuple[str, Table, bool]] = field(default_factory=list)
     profiles: dict[str, Profile] = field(default_factory=dict)
+    presets: dict[str, Draft] = field(default_factory=dict)
     globs: dict[str, str] = field(default_factory=dict)
     downloads: Downloads = field(default_factory=Downloads)
     downloaded: list[tuple[str, Table]] = field(default_factory=list)
@@ -72,7 +77,7 @@ def recognises(source: Path) -> bool:
 
 
 def read(source: Path, around: Around) -> Imported:
-    """One YAML a definition, under the definition's id."""
+    """One YAML a definition, under the definition's id, and a preset file for each profile of the user's that these name."""
     files = [path for path in _files(source) if _is_ours(path)]
     config = _Config(_user_data(source, around))
     for path in files:
@@ -91,7 +96,8 @@ def read(source: Path, around: Around) -> Imported:
         [f"user:// is taken as {config.user_data}; --user-data names another folder"] if _mentions_user(drafts, config) else []
     )
     notes += [f"the OpenAI key is in {KEY_FILE}, which only you can read"] if key is not None else []
-    return finish(drafts, config.ledgers, around, files=written, notes=notes, problems=config.problems)
+    presets = list(config.presets.values())
+    return finish(drafts, config.ledgers, around, presets=presets, files=written, notes=notes, problems=config.problems)
 
 
 IMPORTER = Importer("gatogpt", "GatoGPT's Config folder, or one of its JSON files", recognises, read)
@@ -144,15 +150,15 @@ def _read_file(path: Path, config: _Config) -> None:
     if any(name.lower() in _PROFILE for name in top):
         config.plain.append(top)
         return
-    if (resources := top.table("Resources")) is not None:
+    if (resources := top.table("Resources", folded=False)) is not None:
         for group in list(resources):
-            for id, table in _tables(resources.table(group)):
+            for id, table in _tables(resources, group):
                 config.resources.setdefault(id, table)
     for group, embeds in (("TextGeneration", False), ("Embedding", True)):
-        config.definitions += [(id, table, embeds) for id, table in _tables(top.table(group))]
-    for id, table in _tables(top.table("DefaultModelProfiles")):
+        config.definitions += [(id, table, embeds) for id, table in _tables(top, group)]
+    for id, table in _tables(top, "DefaultModelProfiles"):
         config.profiles[id] = Profile.of(table)
-    if (globs := top.table("FilenamePresetMap")) is not None:
+    if (globs := top.table("FilenamePresetMap", folded=False)) is not None:
         config.globs |= {glob: str(globs.get(glob, str)) for glob in list(globs)}
     config.openai = top.table("OpenAIConfig") or config.openai
     config.downloaded += config.downloads.read(top)
@@ -165,8 +171,11 @@ def _read_file(path: Path, config: _Config) -> None:
             top.leave(name)
 
 
-def _tables(table: Table | None) -> Iterable[tuple[str, Table]]:
-    return [(name, inner) for name in (list(table) if table else ()) if table and (inner := table.table(name)) is not None]
+def _tables(parent: Table, group: str) -> Iterable[tuple[str, Table]]:
+    """The mappings of a group by their names, in which capitals count other than in keys."""
+    table = parent.table(group, folded=False)
+    names = list(table) if table is not None else []
+    return [(name, inner) for name in names if table and (inner := table.table(name, folded=True)) is not None]
 
 
 def _is_definition(node: Node | None) -> bool:
@@ -328,7 +337,25 @@ def _profile(preset: str | None, path: str, table: Table, config: _Config) -> tu
 
 def _known(name: str, config: _Config) -> Profile | None:
     config.chosen.add(name)
-    return config.profiles.get(name) or Profile.shipped(name)
+    profile = config.profiles.get(name)
+    if profile is None or profile.table is None:
+        return Profile.shipped(name)
+    if name not in config.presets:
+        taken = {draft.name.casefold() for draft in config.presets.values()}
+        called, source = _preset_name(name, taken), profile.table.ledger
+        head = [f"Imported by llmgallery from the GatoGPT profile {name} in {source.path}."]
+        draft = Draft(called, source, profile.table.key, head, file_name=f"{FOLDER}/{called}{SUFFIX}")
+        write_preset(draft, profile)
+        config.presets[name] = draft
+    return replace(profile, own=config.presets[name])
+
+
+def _preset_name(profile: str, taken: Collection[str]) -> str:
+    """What a preset file is called: like the profile, unless built-in presets, or others of the files, are."""
+    plain = file_name(profile).removesuffix(".yaml").strip(" .") or "profile"
+    first = plain if plain not in preset_names() else f"gatogpt-{plain}"
+    others = (f"{first}_{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain([first], others) if name.casefold() not in taken)
 
 
 # --- OpenAI ------------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmgallery.config.model import LOAD_PARAMETERS
 from llmgallery.core.errors import ConfigError
 from llmgallery.importers.draft import Draft, Row
 from llmgallery.importers.ledger import Table
@@ -93,12 +94,15 @@ _LEFT = {
 
 @dataclass(frozen=True)
 class Profile:
-    """`preset`: its name here, "" = it is the user's own, and `load` and `inference` are where it is written."""
+    """`preset`: its name here, "" = it is written out. `load`, `inference`: where one of the user's own is written; `own`: such a
+    one is, but for what is loaded, in the preset file of this draft."""
 
     preset: str = ""
     load: Table | None = None
     inference: Table | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
+    table: Table | None = None
+    own: Draft | None = None
 
     @classmethod
     def shipped(cls, name: str) -> Profile | None:
@@ -113,7 +117,7 @@ class Profile:
     def of(cls, table: Table) -> Profile:
         """One that is written in JSON: a user's profile, or an override."""
         table.node_of("Name")
-        return cls("", table.table("LoadParams"), table.table("InferenceParams"))
+        return cls("", table.table("LoadParams"), table.table("InferenceParams"), table=table)
 
     def skip(self) -> None:
         """Nothing of it is used: its keys are not told one by one."""
@@ -132,6 +136,24 @@ def preset_of(path: str, globs: Mapping[str, str]) -> str | None:
     return presets.gatogpt_profile_for(path)
 
 
+def write_preset(draft: Draft, profile: Profile) -> None:
+    """A profile of the user's own as a preset file, but for what is loaded."""
+    if profile.table is not None and (title := profile.table.get("Name", str)):
+        draft.set("description", title, profile.table, "Name")
+    for table, rows in ((profile.load, LOAD), (profile.inference, INFERENCE)):
+        if table is not None:
+            draft.fill(table, [row for row in rows if _is_sampling(row)])
+    if draft.get("parameters.repeat_penalty") is None:
+        draft.set("parameters.repeat_penalty", REPEAT_PENALTY)
+    _write_template(draft, Profile(), [profile.inference] if profile.inference is not None else [])
+
+
+def _is_sampling(row: Row) -> bool:
+    """A preset file may say it."""
+    top, _, name = row.key.partition(".")
+    return top == "parameters" and name not in LOAD_PARAMETERS
+
+
 def write_profile(draft: Draft, profile: Profile, override: Profile | None, located: Callable[[str], str]) -> None:
     """`override` over `profile`, as keys of the draft. `located`: a path as GatoGPT writes it -> on this machine."""
     above = [part for part in (override, profile) if part is not None]
@@ -139,7 +161,10 @@ def write_profile(draft: Draft, profile: Profile, override: Profile | None, loca
     for part in above:
         for table, rows in ((part.load, LOAD), (part.inference, INFERENCE)):
             if table is not None:
-                draft.fill(table, [row for row in rows if row.names[0].lower() not in said])
+                mine = [row for row in rows if part is not profile or profile.own is None or not _is_sampling(row)]
+                draft.fill(table, [row for row in mine if row.names[0].lower() not in said])
+                if part is not profile and profile.own is not None:
+                    _write_neutral(draft, table, rows, profile.own)
                 for row in rows:
                     table.node_of(row.names[0])
                 said |= {name.lower().replace("_", "") for name in table}
@@ -147,11 +172,25 @@ def write_profile(draft: Draft, profile: Profile, override: Profile | None, loca
         value = profile.values.get(row.names[0])
         if value is not None and row.names[0].lower() not in said and value not in row.neutral:
             draft.set(row.key, row.convert(value) if row.convert else value)
-    if draft.get("parameters.repeat_penalty") is None:
+    if profile.own is None and draft.get("parameters.repeat_penalty") is None:
         draft.set("parameters.repeat_penalty", REPEAT_PENALTY)
     if (mmproj := draft.get("mmproj")) is not None:
         draft.config["mmproj"] = located(mmproj)
-    _write_template(draft, profile, [part.inference for part in above if part.inference is not None])
+    written = [part for part in above if part is not profile or profile.own is None]
+    _write_template(draft, profile, [part.inference for part in written if part.inference is not None])
+
+
+def _write_neutral(draft: Draft, table: Table, rows: Sequence[Row], preset: Draft) -> None:
+    """What an override says by a neutral value, where the preset file says otherwise."""
+    for row in rows:
+        name = row.names[0]
+        if (
+            _is_sampling(row)
+            and name in table
+            and (value := table.plain(name)) in row.neutral
+            and preset.get(row.key) is not None
+        ):
+            draft.set(row.key, value, table, name)
 
 
 def _write_template(draft: Draft, profile: Profile, tables: Sequence[Table]) -> None:
@@ -159,12 +198,14 @@ def _write_template(draft: Draft, profile: Profile, tables: Sequence[Table]) -> 
     texts = {name: (table, text) for table in reversed(tables) for name, text in _texts(table)}
     if profile.preset:
         draft.set("template.preset", profile.preset)
-    if texts or not profile.preset:
+    if profile.own is not None:
+        draft.set("template.preset", profile.own.name)
+    elif texts or not profile.preset:
         draft.set("template.engine", "gatogpt")
     for name, (table, text) in texts.items():
         if name in TEMPLATES:
             draft.set(f"template.{TEMPLATES[name]}", text, table, name)
-        elif name == "PrePrompt" and text:
+        elif name == "PrePrompt" and (text or profile.own is not None):
             draft.set("system_prompt", text, table, name)
         else:
             draft.set(f"template.variables.{name}", text, table, name)

@@ -10,8 +10,7 @@ from yaml.nodes import Node
 
 from llmgallery.config.nodes import Unreadable, decode
 from llmgallery.config.problems import Problem, as_error
-from llmgallery.core.errors import ConfigError
-from llmgallery.importers.ledger import Ledger, read_yaml
+from llmgallery.importers.ledger import Ledger, read_source, read_yaml
 
 _PART = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?\*/|[\[{\]}]', re.DOTALL)
 _PAIR = re.compile(r"\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})", re.IGNORECASE)
@@ -21,9 +20,7 @@ _NO_SIGN = re.compile(r"[^\s,\]}]")
 def read_json(path: Path, ledger: Ledger) -> Node | None:
     """The root of a JSON file. Brackets that close nothing are noted, and passed over. Raises ConfigError."""
     try:
-        text = decode(path.read_bytes(), path)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+        text = decode(read_source(path), path)
     except Unreadable as error:
         raise as_error([error.problem], str(path)) from error
     plain = "".join(_plain(text))

@@ -13,7 +13,7 @@ import msgspec
 from llmgallery.config.problems import Problem
 from llmgallery.core.errors import ConfigError, InvalidField
 from llmgallery.importers import kobold_keys
-from llmgallery.importers.base import SECRET, Around, Imported, Importer, WrittenFile
+from llmgallery.importers.base import MAX_PORT, SECRET, Around, Imported, Importer, WrittenFile
 from llmgallery.importers.draft import Draft, finish
 from llmgallery.importers.jsontext import read_json
 from llmgallery.importers.ledger import Ledger, Table, keys_of
@@ -40,7 +40,7 @@ def read(source: Path, around: Around) -> Imported:
         try:
             readings.append(_Settings(path, around).read())
         except ConfigError as error:
-            failed.append(Problem(path, 0, 0, "", error.message))
+            failed += [Problem(hint, 0, 0, "", "the file cannot be imported") for hint in error.hints or (error.message,)]
     return _finished(readings, around, failed)
 
 
@@ -273,7 +273,11 @@ class _Settings:
         if host:
             self.settings["host"] = host
         if second not in (None, 5001) or port not in (None, 5001):
-            self.settings["port"] = second if second not in (None, 5001) else port
+            key, wanted = ("port_param", second) if second not in (None, 5001) else ("port", port)
+            if wanted is not None and 0 <= wanted <= MAX_PORT:
+                self.settings["port"] = wanted
+            else:
+                table.leave(key, f"expected a port up to {MAX_PORT}: not imported")
         if password := (table.get("password", str) or "").strip():
             file = WrittenFile(f"{self.path.stem}.key", f"{password}\n", SECRET)
             self.files.append(file)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from llmgallery.config.nodes import Unreadable, bool_word, compose, kind, place
+from llmgallery.config.nodes import MAX_BYTES, Unreadable, bool_word, compose, kind, place
 from llmgallery.config.problems import Problem, as_error
 from llmgallery.config.readers import FAILED, AnyReader, Reading, entries, is_null
+from llmgallery.config.regular import open_regular
 from llmgallery.core.errors import ConfigError
 
 _ANY = AnyReader()
@@ -60,7 +61,7 @@ class Ledger:
         value = _ANY.read(node, key, reading)
         if reading.overrun:
             raise as_error(reading.problems, str(self.path))
-        self.warnings += reading.problems
+        self.warnings += [replace(problem, key=problem.key.lstrip(".")) for problem in reading.problems]
         return None if value is FAILED else value
 
     def close(self) -> tuple[Problem, ...]:
@@ -109,15 +110,15 @@ class Table:
         self._read.add(self._fold(name))
         return None if found is None or is_null(found[2]) else found[2]
 
-    def table(self, name: str) -> Table | None:
-        """A mapping below."""
+    def table(self, name: str, *, folded: bool | None = None) -> Table | None:
+        """A mapping below; `folded`: else as this one."""
         node = self.node_of(name)
         if node is None:
             return None
         if not isinstance(node, MappingNode):
             self._wrong(name, dict, node)
             return None
-        return self.ledger.table(node, self.path(name), folded=self.folded)
+        return self.ledger.table(node, self.path(name), folded=self.folded if folded is None else folded)
 
     def get(self, name: str, wanted: type) -> Any:
         """The value as int, float, bool, str or list (of texts); None = not written, or not of that kind, which is noted."""
@@ -186,17 +187,27 @@ class Table:
 def read_yaml(path: Path, data: bytes | None = None) -> Node | None:
     """The root of a YAML or JSON file; None = nothing but comments. Raises ConfigError."""
     try:
-        return compose(path.read_bytes() if data is None else data, path)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+        return compose(read_source(path) if data is None else data, path)
     except Unreadable as error:
         raise as_error([error.problem], str(path)) from error
+
+
+def read_source(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """All of a file of at most `limit` bytes. Raises ConfigError, also for what is no file: a FIFO would block its reader."""
+    try:
+        with open_regular(path) as file:
+            data = file.read(limit + 1)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if len(data) > limit:
+        raise ConfigError(f"{path} cannot be read: it is too large; at most {limit:,} bytes are read")
+    return data
 
 
 def keys_of(path: Path, limit: int = 1024 * 1024) -> frozenset[str]:
     """The top-level keys of a YAML or JSON file, for recognising it; none where it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             root = compose(file.read(limit + 1), path)
     except (OSError, Unreadable):
         return frozenset()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from llmgallery.catalog.formats import YAML_SUFFIXES
 from llmgallery.config.nodes import PLAIN
+from llmgallery.config.problems import Problem
 from llmgallery.core.errors import ConfigError
-from llmgallery.importers.base import Around, Imported, Importer
+from llmgallery.importers.base import MAX_PORT, Around, Imported, Importer
 from llmgallery.importers.draft import Draft, Origin, Row, finish
 from llmgallery.importers.ledger import Ledger, Table, keys_of, read_yaml
 
@@ -88,7 +90,8 @@ IMPORTER = Importer("llm-api", "llm-api's config.yaml, with the LLM_API_ variabl
 
 
 def _read(ledger: Ledger, root: Node, folder: Path, around: Around) -> Imported:
-    top = ledger.table(_under_variables(root, around.env, ledger))
+    variables = _variables(around.env)
+    top = ledger.table(_under_variables(root, around.env, variables))
     family = (top.get("model_family", str) or DEFAULT_FAMILY).strip().lower()
     if family not in _BACKENDS:
         raise ConfigError(f"{ledger.path}: model_family {family!r} is none of {', '.join(_BACKENDS)}", field="model_family")
@@ -105,7 +108,8 @@ def _read(ledger: Ledger, root: Node, folder: Path, around: Around) -> Imported:
         _setup(draft, setup, family)
     if params is not None:
         _params(draft, params, family)
-    return finish([draft], [ledger], around, settings=_settings(top, models_dir), default=name)
+    found = finish([draft], [ledger], around, settings=_settings(top, models_dir), default=name)
+    return replace(found, warnings=tuple(_of_variable(warning, variables) for warning in found.warnings))
 
 
 def _name(repo: str | None, filename: str | None) -> str:
@@ -118,10 +122,20 @@ def _name(repo: str | None, filename: str | None) -> str:
 # --- variables ---------------------------------------------------------------------------------------------------------------
 
 
-def _under_variables(root: Node, env: Mapping[str, str], ledger: Ledger) -> Node:
+def _variables(env: Mapping[str, str]) -> dict[str, str]:
+    """Field -> the variable that sets it. Capitals do not count."""
+    return {name.upper().removeprefix(PREFIX).lower(): name for name in env if name.upper().startswith(PREFIX)}
+
+
+def _of_variable(warning: Problem, variables: Mapping[str, str]) -> Problem:
+    """What stands in no line of the file, a variable says."""
+    variable = variables.get(warning.key.partition(".")[0])
+    return replace(warning, path=variable) if variable is not None and not warning.line else warning
+
+
+def _under_variables(root: Node, env: Mapping[str, str], fields: Mapping[str, str]) -> Node:
     """The file's mapping with what LLM_API_ variables say in place of it: JSON for the two mappings, which are merged key by
-    key. Capitals do not count."""
-    fields = {name.upper().removeprefix(PREFIX).lower(): name for name in env if name.upper().startswith(PREFIX)}
+    key."""
     pairs = list(root.value) if isinstance(root, MappingNode) else []
     if not isinstance(root, MappingNode):
         return root
@@ -141,15 +155,20 @@ def _marks(root: Node) -> tuple[Any, Any]:
 
 
 def _value(field: str, text: str, variable: str) -> Node:
-    if field not in _MAPS:
-        return ScalarNode(PLAIN, text)
     try:
+        text.encode()
+        if field not in _MAPS:
+            return ScalarNode(PLAIN, text)
         value = json.loads(text)
-    except ValueError as error:
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        node = _node(value)
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{variable}: holds what is no text") from error
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f'{variable}: expected JSON such as {{"n_ctx": 512}}: {error}') from error
     if not isinstance(value, dict):
         raise ConfigError(f'{variable}: expected a JSON object such as {{"n_ctx": 512}}, found {text[:40]}')
-    return _node(value)
+    return node
 
 
 def _node(value: Any) -> Node:
@@ -257,7 +276,11 @@ def _tensor_split(draft: Draft, params: Table) -> None:
 
 def _settings(top: Table, models_dir: Path) -> dict[str, Any]:
     """As llm-api has them, defaults included, but for the folder: an empty one of its name would hide ours."""
-    settings: dict[str, Any] = {"host": top.get("host", str) or DEFAULT_HOST, "port": top.get("port", int) or DEFAULT_PORT}
+    port = top.get("port", int) or DEFAULT_PORT
+    if not 0 < port <= MAX_PORT:
+        top.leave("port", f"expected 1 to {MAX_PORT}: not imported")
+        port = DEFAULT_PORT
+    settings: dict[str, Any] = {"host": top.get("host", str) or DEFAULT_HOST, "port": port}
     if "models_dir" in top:
         settings["models_dir"] = str(models_dir)
     if (level := top.get("log_level", str)) is not None:

@@ -36,9 +36,9 @@ def is_foreign(text: str) -> bool:
 
 
 def stem_of(text: str) -> str:
-    """A file's name without suffix, of a path of any machine or an address."""
+    """A file's name without suffix, of a path of any machine or an address. What begins with a digit is none: Qwen2.5-0.5B."""
     name = re.split(r"[\\/]", text.strip().partition("?")[0])[-1]
-    return re.sub(r"(-\d{5}-of-\d{5})?\.[A-Za-z0-9]{1,12}$", "", name)
+    return re.sub(r"(-\d{5}-of-\d{5})?\.[A-Za-z][A-Za-z0-9]{0,11}$", "", name)
 
 
 def _address(text: str) -> str:

@@ -12,7 +12,8 @@ from llmgallery.config.nodes import compose as nodes_of
 from llmgallery.config.problems import as_error
 from llmgallery.config.readers import Reading, entries, is_null
 from llmgallery.config.suggest import model_levels
-from llmgallery.importers.ledger import Ledger
+from llmgallery.core.errors import ConfigError
+from llmgallery.importers.ledger import Ledger, read_source
 
 COMMON = frozenset({"name", "description", "usage", "type", "model", "options", "step", "limits", "disabled", "aliases", "proxy"})
 """Keys of a model file that other files may have at their top as well."""
@@ -29,8 +30,8 @@ def yamls(folder: Path) -> list[Path]:
 def is_ours(path: Path) -> bool:
     """The file holds a model, a list of models, a base file or an index."""
     try:
-        root = nodes_of(path.read_bytes(), path)
-    except (OSError, Unreadable):
+        root = nodes_of(read_source(path), path)
+    except (ConfigError, Unreadable):
         return False
     items = root.value if isinstance(root, SequenceNode) else [root]
     telling = {*model_levels()[""], *INDEX, "config_file"} - COMMON

@@ -14,11 +14,12 @@ from yaml.nodes import MappingNode, ScalarNode
 
 from llmgallery.catalog.install.write import file_name
 from llmgallery.config.problems import Problem
+from llmgallery.config.regular import open_regular
 from llmgallery.core.errors import ConfigError
 from llmgallery.importers import modelfile, ollama_store
 from llmgallery.importers.base import Around, Imported, Importer, WrittenFile
 from llmgallery.importers.draft import Draft, Origin, Row, finish
-from llmgallery.importers.ledger import Ledger
+from llmgallery.importers.ledger import Ledger, read_source
 from llmgallery.importers.local_files import is_foreign, reference_to, stem_of
 from llmgallery.importers.modelfile import Instruction
 from llmgallery.templates.ollama import check_ollama
@@ -87,10 +88,11 @@ def read(source: Path, around: Around) -> Imported:
     if source.is_dir() and ollama_store.is_store(source):
         return _all_of(source, around)
     path = source / "Modelfile" if source.is_dir() else source
-    try:
-        instructions, odd = modelfile.parse(modelfile.decoded(path.read_bytes()[:_MOST]), path)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+    text = modelfile.decoded(read_source(path, _MOST))
+    instructions, odd = modelfile.parse(text, path)
+    if "\ufffd" in text:
+        line = text.count("\n", 0, text.index("\ufffd")) + 1
+        odd.append(Problem(path, line, 1, "", "is not UTF-8: such characters become \ufffd, as in Ollama", "save it as UTF-8"))
     recipe = _Recipe(path, instructions, around, ollama_store.folder(around.env))
     recipe.ledger.warnings += odd
     return _finished([recipe.read()], around)
@@ -101,7 +103,7 @@ IMPORTER = Importer("ollama", "an Ollama Modelfile, or Ollama's folder of models
 
 def _reads_like_one(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             text = modelfile.decoded(file.read(64 * 1024))
         found, odd = modelfile.parse(text, path)
     except (OSError, ConfigError):
@@ -231,8 +233,13 @@ class _Recipe:
         named = [one for one in (*self.base, *self.own) if one.name in ("ADAPTER", "DRAFT") or _is_projector(one)]
         for one in named:
             found = self.reference(one, one.value.strip())
-            if found is not None:
-                self.put(draft, keys[one.name], [found] if one.name == "ADAPTER" else found, one)
+            before = draft.get(keys[one.name])
+            if found is not None and one.name == "ADAPTER":
+                self.put(draft, keys[one.name], list(dict.fromkeys([*(before or ()), found])), one)
+            elif found is not None:
+                if before not in (None, found):
+                    self.ledger.warn(one.node(), one.key, f"counts in place of {before}, which is not imported")
+                self.put(draft, keys[one.name], found, one)
 
     # --- what it says ------------------------------------------------------------------------------------------------------
 

@@ -71,6 +71,8 @@ def names(store: Path) -> dict[str, Path]:
     found = {}
     for path in sorted((store / "manifests").glob("*/*/*/*")):
         host, namespace, model, tag = path.relative_to(store / "manifests").parts
+        if tag.startswith("."):
+            continue  # such as .DS_Store
         short = [part for part, usual in ((host, HOST), (namespace, NAMESPACE)) if part != usual]
         if host != HOST and namespace == NAMESPACE:
             short = [host, namespace]

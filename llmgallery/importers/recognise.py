@@ -26,6 +26,11 @@ def recognise(source: Path) -> Importer | None:
     return next((importer for importer in importers() if importer.recognises(source)), None)
 
 
+def others(source: Path, taken: Importer) -> list[Importer]:
+    """Those beside `taken` who would read a folder as well."""
+    return [each for each in importers() if each.kind != taken.kind and each.recognises(source)] if source.is_dir() else []
+
+
 def importer_for(source: Path, kind: str | None = None) -> Importer:
     """The importer of a source, or the one that is called `kind`. Raises ConfigError for a source that nobody reads."""
     if not source.exists():

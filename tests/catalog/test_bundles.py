@@ -81,6 +81,40 @@ def test_templates_in_files_go_along(home: Home, away: Home) -> None:
     assert (template.function, template.chat, template.edit) == ("{{.Functions}}", "{{.Input}}", "{{.Input}}")
 
 
+WITH_PRESET = "backend: llama-cpp\nparameters: {model: own/w.gguf}\ntemplate: {preset: our, engine: ollama}\n"
+
+
+def test_preset_files_go_along_with_their_templates(home: Home, away: Home) -> None:
+    (home.models / "mine.yaml").write_text(WITH_PRESET.replace(", engine: ollama", ""))
+    (home.models / "presets").mkdir()
+    (home.models / "presets" / "our.yaml").write_text("template: {chat_template_file: p.jinja}\nparameters: {top_k: 3}\n")
+    (home.models / "presets" / "p.jinja").write_text("{{ messages }}!")
+    unpack(pack(home, "mine"), away)
+    config = away.snapshot.entries["mine"].config
+    assert (config.template.chat_template, config.parameters.top_k) == ("{{ messages }}!", 3)
+    assert (away.models / "presets" / "our.yaml").read_bytes() == (home.models / "presets" / "our.yaml").read_bytes()
+    assert not unpack(pack(home, "mine"), away).written
+
+
+def test_a_model_that_is_whole_only_with_its_preset_is_unpacked(home: Home, away: Home) -> None:
+    (home.models / "mine.yaml").write_text(WITH_PRESET)
+    (home.models / "presets").mkdir()
+    (home.models / "presets" / "our.yaml").write_text("template: {chat: '{{ .Prompt }}'}\n")
+    unpack(pack(home, "mine"), away)
+    assert away.snapshot.entries["mine"].config.template.chat == "{{ .Prompt }}"
+
+
+def test_a_preset_file_with_another_text_is_not_replaced(home: Home, away: Home) -> None:
+    (home.models / "mine.yaml").write_text(WITH_PRESET.replace(", engine: ollama", ""))
+    for here, text in ((home, "parameters: {top_k: 3}\n"), (away, "parameters: {top_k: 4}\n")):
+        (here.models / "presets").mkdir(parents=True)
+        (here.models / "presets" / "our.yaml").write_text(text)
+    before = contents(away)
+    with pytest.raises(ConfigError, match=r"our\.yaml is there already"):
+        unpack(pack(home, "mine"), away)
+    assert contents(away) == before
+
+
 def test_what_goes_in_comes_out(home: Home, away: Home) -> None:
     done = unpack(pack(home), away)
     ours, theirs = contents(home), contents(away)
@@ -369,6 +403,12 @@ HOSTILE_MANIFESTS: dict[str, Callable[[dict[str, Any]], object]] = {
     "chat_template_file#1": lambda it: model_of(it).update(yaml=MINE.replace("t.jinja", "/etc/passwd")),
     "chat_template_file#2": lambda it: model_of(it).update(yaml=MINE.replace("t.jinja", "../../etc/passwd")),
     "chat_template_file#3": lambda it: model_of(it).update(yaml=MINE.replace("t.jinja", "none.jinja")),
+    "no name for a preset file#1": lambda it: model_of(it).update(preset={"name": "../x", "yaml": ""}),
+    "no name for a preset file#2": lambda it: model_of(it).update(preset={"name": "a/x", "yaml": ""}),
+    "presets/p.yaml:1:1": lambda it: model_of(it).update(
+        preset={"name": "p", "yaml": "nonsense: 1\n"}, yaml="backend: llama-cpp\nmodel: own/w.gguf\ntemplate: {preset: p}\n"
+    ),
+    "with two texts": lambda it: [one.update(preset={"name": "p", "yaml": str(i)}) for i, one in enumerate(it["models"])],
     "no path inside a Hub repo": lambda it: hub_of(it).update(file="../../x"),
     "no Hub repo": lambda it: hub_of(it).update(repo="../.."),
     "no revision": lambda it: hub_of(it).update(revisions=["../../x"]),

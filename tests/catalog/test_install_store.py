@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,22 @@ def test_the_yaml_is_written_whole_and_never_over_the_users(store: Store):
     assert sorted(item.name for item in store.folder.iterdir()) == ["tiny.yaml", "tiny.yaml.bak"]
 
 
+def test_several_servers_may_write_the_same_yaml_at_once(store: Store):
+    """With data folders of their own, no lock of jobs is between them."""
+    names = [f"m{number}" for number in range(40)]
+    begin = threading.Barrier(4)
+
+    def write() -> None:
+        for name in names:
+            begin.wait(20)
+            store.write_yaml(plan(name, f"name: {name}\n"), Locked())
+
+    with ThreadPoolExecutor(begin.parties) as pool:
+        for done in [pool.submit(write) for _ in range(begin.parties)]:
+            done.result()
+    assert sorted(item.name for item in store.folder.iterdir()) == sorted(f"{name}.yaml" for name in names)
+
+
 def test_a_link_that_leads_nowhere_is_the_users_too(store: Store):
     store.folder.mkdir()
     (store.folder / "tiny.yaml").symlink_to("nowhere")
@@ -125,11 +143,12 @@ async def test_who_is_cancelled_while_waiting_does_not_hold_the_lock(tmp_path: P
     assert not (tmp_path / "x.lock").exists()
 
 
-def test_a_full_disk_leaves_no_half_of_a_file(tmp_path: Path):
+def test_a_full_disk_leaves_no_half_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     store, journals = Store(tmp_path, tmp_path / "cache"), Journals(tmp_path)
-    (tmp_path / ".owl.yaml.tmp").symlink_to("/dev/full")
+    monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=0))
+    (tmp_path / f".{'0' * 32}.tmp").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
         store.write_yaml(plan("owl", "name: owl\n"), Locked())
     state = Install("0" * 32, "owl", created=1.0, updated=1.0)

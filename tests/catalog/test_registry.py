@@ -201,6 +201,13 @@ def test_a_template_beside_weights_that_does_not_parse_breaks_them(tmp_path: Pat
     assert found.refresh().entries["tiny"].config.template.chat == "mended"
 
 
+def test_a_later_folder_does_not_answer_in_the_name_of_a_broken_file(tmp_path: Path) -> None:
+    write(tmp_path / "mine", a="tempratur: 1")
+    write(tmp_path / "builtin", a="", b="")
+    found = Registry([tmp_path / "mine", tmp_path / "builtin"], specs()).read()
+    assert set(found.entries) == {"b"} and found.broken["a"].path == tmp_path / "mine" / "a.yaml"
+
+
 def test_bare_weights_do_not_answer_in_the_name_of_a_broken_file(tmp_path: Path) -> None:
     (tmp_path / "tiny.gguf").write_bytes(GGUF)
     write(tmp_path, tiny="parameters: {model: tiny.gguf, temperature: hot}\nsystem_prompt: Be brief.")

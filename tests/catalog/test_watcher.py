@@ -109,6 +109,30 @@ async def test_a_folder_that_comes_late_goes_and_comes_back(tmp_path: Path) -> N
         await seen.until(lambda found: set(found.entries) == {"b"})
 
 
+async def test_a_folder_that_is_there_again_before_anybody_looked_is_followed(tmp_path: Path) -> None:
+    """Where the file system gives it the number of the deleted one, it looks as if it had never gone."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    write(folder, "a")
+    registry, stop, came = models(folder), asyncio.Event(), asyncio.Event()
+
+    def tell(found: Snapshot) -> None:
+        if not folder.exists():
+            folder.mkdir()
+            write(folder, "b")
+        if "c" in found.entries:  # a little later, when the watcher waits again
+            asyncio.get_running_loop().call_later(0.1, shutil.rmtree, folder)
+        if "b" in found.entries:
+            came.set()
+
+    watch = asyncio.create_task(watcher.watch(registry, tell, stop, debounce_ms=20))
+    write(folder, "c")
+    async with asyncio.timeout(DEADLINE):
+        await came.wait()
+        stop.set()
+        await watch
+
+
 async def test_files_that_come_into_a_folder_of_weights_are_seen(tmp_path: Path) -> None:
     async with watching(models(tmp_path)) as seen:
         folder = tmp_path / "repo"

@@ -111,3 +111,20 @@ def test_llm_apis_variables_alone_are_a_configuration_too(here, monkeypatch):
     assert settings_of(None).port == 8080
     monkeypatch.setenv("LLM_API_SETUP_PARAMS", '{"repo_id": "o/r", "filename": "f.gguf"}')
     assert settings_of(None).port == 8002
+
+
+def test_settings_that_are_there_stop_the_import_before_anything_is_written(here):
+    Path("settings.yaml").write_text("port: 1\n")
+    result = invoke("config.yaml", "--settings", "settings.yaml")
+    assert result.exit_code == 1 and "nothing was written; --force replaces it" in result.stderr
+    assert not (here / "models" / "r.yaml").exists()
+    assert invoke("config.yaml", "--settings", "settings.yaml", "--force").exit_code == 0
+    again = invoke("config.yaml", "--settings", "settings.yaml")
+    assert (again.exit_code, again.stdout) == (0, "")
+
+
+def test_a_folder_of_several_kinds_says_so(here):
+    (here / "mine.kcpps").write_text('{"model_param": "x.gguf"}')
+    (here / "Modelfile").write_text("FROM hf.co/a/b:Q4_0")
+    result = invoke(".", "--dry-run")
+    assert "taken as kobold; it holds files of ollama too, which --from KIND imports" in result.stderr

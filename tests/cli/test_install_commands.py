@@ -161,7 +161,8 @@ def test_once_more_changes_nothing_but_with_update(home: Home) -> None:
 def test_the_commands_of_the_docs_work(home: Home) -> None:
     text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
     _, _, section = text.partition("## Installing models\n")
-    commands = [line.strip() for line in section.partition("\n## ")[0].partition("<!--")[0].splitlines() if line.startswith("    ")]
+    section = section.partition("\n## ")[0].partition("<!--")[0]
+    commands = [line.strip() for line in section.splitlines() if line.startswith("    ")]
     assert len(commands) == 5
     home.hub.add("lmstudio-community/SmolLM2-135M-Instruct-GGUF", "SmolLM2-135M-Instruct-Q8_0.gguf", home.weights)
     said = []

@@ -65,7 +65,7 @@ def test_nobody_asked_nobody_told() -> None:
         ),
         (
             "  adapter: ChatML\n  chat_template: x\n",
-            "m.yaml:3:12: template.adapter: not used: template.chat_template writes the chats; remove one of them",
+            "m.yaml:3:3: template.adapter: not used: template.chat_template writes the chats; remove one of them",
         ),
     ],
 )

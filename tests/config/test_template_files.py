@@ -169,6 +169,65 @@ def test_templates_that_are_not_used_are_told(tmp_path: Path, text: str, keys: l
     assert [warning.key for warning in loaded.warnings if "not used" in warning.message] == keys
 
 
+WITH_WEIGHTS = "as use_tokenizer_template is set"
+NEITHER = f"not used: the weights' template writes the chats, {WITH_WEIGHTS}, and without one template.adapter"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "template: {use_tokenizer_template: true, adapter: {user_start: U}, engine: gatogpt, chat: x, preset: alpaca}",
+            {
+                "template.adapter": f"not used where the weights bring a template, {WITH_WEIGHTS}",
+                "template.chat": NEITHER,
+                "template.preset": NEITHER,
+            },
+        ),
+        (
+            "template: {use_tokenizer_template: true, chat_template: x}",
+            {"template.chat_template": f"not used where the weights bring a template, {WITH_WEIGHTS}"},
+        ),
+        ("template: {use_tokenizer_template: true, preset: chatml}", {}),
+        (
+            "template: {chat_template: x, adapter: {user_start: U}, engine: ollama, chat: '{{.Prompt}}', preset: chatml}",
+            dict.fromkeys(
+                ("template.adapter", "template.chat", "template.preset"), "not used: template.chat_template writes the chats"
+            ),
+        ),
+        (
+            "template: {chat_template_file: t.jinja, preset: chatml}",
+            {"template.preset": "not used: template.chat_template_file writes the chats"},
+        ),
+        (
+            "template: {engine: ollama, chat: '{{.Prompt}}', preset: chatml}",
+            {"template.preset": "not used: template.chat writes the chats"},
+        ),
+        (
+            "template: {adapter: {user_start: U}, engine: gatogpt, completion: x, generation: y}",
+            dict.fromkeys(("template.completion", "template.generation"), "not used: template.adapter writes the chats"),
+        ),
+        ("template: {engine: gatogpt, chat: x, preset: gatogpt/chatml}", {}),
+        ("template: {use_tokenizer_template: true}", {}),
+    ],
+)
+def test_what_is_used_instead_is_named(tmp_path: Path, text: str, told: dict[str, str]) -> None:
+    (tmp_path / "t.jinja").write_text("x")
+    loaded = load(tmp_path, text)
+    assert loaded.config is not None, loaded.problems
+    assert {warning.key: warning.message for warning in loaded.warnings if "not used" in warning.message} == told
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_chat_template_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "t.jinja").write_text(text)
+    for key, value in (("chat_template", f'"{text}"'.replace(chr(10), chr(92) + "n")), ("chat_template_file", "t.jinja")):
+        loaded = load(tmp_path, f"template:\n  {key}: {value}\n")
+        (problem,) = loaded.problems
+        assert (problem.line, problem.column, problem.key) == (4, 3, f"template.{key}")
+        assert "the template is empty" in problem.message
+
+
 def test_localais_yaml_with_escaped_apostrophes_loads(tmp_path: Path) -> None:
     found = template(tmp_path, "template:\n  chat: \"{\\'name\\': {{.Input}}}\"\n")
     assert found.chat == "{'name': {{.Input}}}"

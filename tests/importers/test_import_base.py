@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 from importing_scene import imported, models, told, written
 
 from llmgallery.cli.importing import KINDS
 from llmgallery.core.errors import ConfigError
-from llmgallery.importers.base import SECRET, Imported, WrittenFile, save
+from llmgallery.importers.base import SECRET, Imported, WrittenFile, save, write
 from llmgallery.importers.jsontext import read_json
 from llmgallery.importers.ledger import UNREAD, Ledger, read_yaml
 from llmgallery.importers.recognise import importer_for, importers
@@ -191,4 +194,38 @@ def test_a_backend_that_is_not_here_stays_and_one_that_is_none_does_not(tmp_path
 def test_models_of_one_name_do_not_overwrite_each_other(tmp_path):
     listed = "- {name: a/b, backend: echo}\n- {name: a__b, backend: echo}\n- {name: a/b, backend: echo}\n"
     found = imported(written(tmp_path, {"list.yaml": listed}) / "list.yaml", tmp_path / "out")
-    assert [file.name for file in found.files] == ["a__b.yaml", "a__b-2.yaml", "a__b-3.yaml"]
+    assert [file.name for file in found.files] == ["a__b.yaml", "a__b_2.yaml", "a__b_3.yaml"]
+    assert sorted(file.name for file in found.files)[0] == "a__b.yaml", "the registry serves the first"
+    (warning,) = found.warnings
+    assert (warning.key, warning.line) == ("name", 3) and "a/b is the name of another model in this file" in warning.message
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    folder = written(tmp_path, {"a.yaml": "name: a\nbackend: echo\n"})
+    os.mkfifo(folder / "x.yaml")
+    found = imported(folder, tmp_path / "out")
+    assert list(models(found)) == ["a"]
+    assert "it is a FIFO, not a regular file" in str(found.problems[0])
+    os.mkfifo(folder / "y.json")
+    with pytest.raises(ConfigError, match="FIFO"):
+        importer_for(folder / "y.json")
+
+
+def test_all_that_is_left_out_of_a_list_is_kept_in_a_comment_but_no_secret(tmp_path):
+    text = "name: a\nbackend: echo\nstopwords: [1, {b: 2}, x]\nhf_token: hf_123\nfoo_token: kept\n"
+    found = imported(written(tmp_path, {"a.yaml": text}) / "a.yaml", tmp_path / "out")
+    lines = found.files[0].text.splitlines()
+    assert "# Not used here: hf_token = (a secret)" in lines and '# Not used here: foo_token = "kept"' in lines
+    assert sum("stopwords[0]" in line for line in lines) == 2 and "hf_123" not in found.files[0].text
+
+
+def test_a_file_system_without_hard_links_is_written_to(tmp_path, monkeypatch):
+    def refused(*names):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    path = tmp_path / "a.yaml"
+    write(path, "name: a\n")
+    with pytest.raises(FileExistsError):
+        write(path, "name: b\n")
+    assert path.read_text() == "name: a\n" and list(tmp_path.iterdir()) == [path]

@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from importing_scene import imported, models, told, written
 
+from llmgallery.backends.loader import specs
+from llmgallery.cli.stack import outside
+from llmgallery.config.load import load_model
 from llmgallery.core.errors import ConfigError
-from llmgallery.importers.base import SECRET
+from llmgallery.importers.base import SECRET, save
 
 RESOURCES = "Config/GodotEGP.Config.ResourceDefinitionConfig/Config.json"
 DEFINITIONS = "Config/GatoGPT.Config.ModelDefinitionsConfig/Config.json"
@@ -67,7 +71,7 @@ def test_a_resource_that_is_not_there_is_a_problem(tmp_path):
     assert not found.files
 
 
-def test_a_profile_of_the_users_own(tmp_path):
+def test_a_profile_of_the_users_own_becomes_a_preset_file(tmp_path):
     profile = {
         "Name": "Mine",
         "LoadParams": {"NCtx": 4096, "RopeFreqScale": 0.5},
@@ -81,16 +85,65 @@ def test_a_profile_of_the_users_own(tmp_path):
         {"ModelResourceId": "r", "ProfilePreset": "mine", "ModelProfileOverride": override},
         **{PROFILES: {"DefaultModelProfiles": {"mine": profile, "spare": profile}, "FilenamePresetMap": {"*": "spare"}}},
     )
-    assert config["template"] == {
-        "engine": "gatogpt",
-        "chat_message": "{{ Message }}",
-        "variables": {"InputPrefix": "U: ", "InputSuffix": "\nA: "},
+    assert config["template"] == {"preset": "mine", "chat_message": "{{ Message }}"}
+    assert config["context_size"] == 4096
+    assert {key: value for key, value in config["parameters"].items() if key != "model"} == {"top_k": 7}
+    assert not {"system_prompt", "stopwords"} & set(config)
+    [preset] = [file for file in found.files if file.model is None]
+    assert preset.name == "presets/mine.yaml"
+    assert yaml.safe_load(preset.text) == {
+        "description": "Mine",
+        "template": {"engine": "gatogpt", "variables": {"InputPrefix": "U: ", "InputSuffix": "\nA: "}},
+        "system_prompt": "Be kind.",
+        "stopwords": ["U:"],
+        "parameters": {"temperature": 0.1, "top_k": 5, "repeat_penalty": 1.1},
     }
-    assert (config["system_prompt"], config["stopwords"], config["context_size"]) == ("Be kind.", ["U:"], 4096)
-    assert config["parameters"]["temperature"] == 0.1
-    assert config["parameters"]["top_k"] == 7
-    assert "rope_freq_scale" not in config["parameters"]
     assert any("no definition uses the profile spare" in warning.message for warning in found.warnings)
+
+
+def own_profile(tmp_path, inference, override, name="mine"):
+    """What the server reads of a definition with a profile of the user's own, once it is written; and what came of it."""
+    definition = {"ModelResourceId": "r", "ProfilePreset": name, "ModelProfileOverride": {"InferenceParams": override}}
+    profiles = {PROFILES: {"DefaultModelProfiles": {name: {"InferenceParams": inference}}}}
+    _, found = one(tmp_path, definition, **profiles)
+    save(found, tmp_path / "out")
+    loaded = load_model(tmp_path / "out" / "m.yaml", specs(), outside())
+    assert loaded.config is not None, loaded.problems
+    return loaded.config, found
+
+
+def test_an_override_of_the_users_own_profile_counts_as_before(tmp_path):
+    inference = {"PrePrompt": "Be kind.", "NPredict": 50, "Antiprompts": ["a"], "ChatMessageGenerationTemplate": "G", "Temp": 0.3}
+    override = {"PrePrompt": "", "NPredict": -1, "Antiprompts": ["b"], "ChatMessageGenerationTemplate": "", "TopK": 3}
+    config, _ = own_profile(tmp_path, inference, override)
+    assert (config.system_prompt, config.stopwords) == ("", ["b", "a"])
+    assert (config.parameters.max_tokens, config.parameters.temperature, config.parameters.top_k) == (-1, 0.3, 3)
+    assert (config.template.engine, config.template.generation, config.template.preset) == ("gatogpt", "", None)
+
+
+def test_what_a_preset_file_cannot_hold_is_told_once_where_it_was_read(tmp_path):
+    profile = {"InferenceParams": {"Temp": 5000, "Tfs": 0.5, "Nonsense": 1}}
+    two = {"TextGeneration": {name: {"ModelResourceId": "r", "ProfilePreset": "mine"} for name in "ab"}}
+    source = folder_of(tmp_path, {"ModelResourceId": "r"}, **{PROFILES: {"DefaultModelProfiles": {"mine": profile}}})
+    written(source, {DEFINITIONS: json.dumps(two)})
+    found = imported(source, tmp_path / "out")
+    assert [file.name for file in found.files] == ["presets/mine.yaml", "a.yaml", "b.yaml"]
+    within = "DefaultModelProfiles.mine.InferenceParams"
+    keys = [warning.key for warning in found.warnings if warning.key.startswith(within)]
+    assert sorted(keys) == [f"{within}.{name}" for name in ("Nonsense", "Temp", "Tfs")]
+    assert f"Not used here: {within}.Temp = 5000" in found.files[0].text
+
+
+def test_a_preset_file_never_takes_the_place_of_a_built_in_preset(tmp_path):
+    config, found = own_profile(tmp_path, {"Temp": 0.3}, {}, name="chatml")
+    assert [file.name for file in found.files] == ["presets/gatogpt-chatml.yaml", "m.yaml"]
+    assert config.parameters.temperature == 0.3
+
+
+def test_profiles_whose_names_are_no_file_names(tmp_path):
+    config, found = own_profile(tmp_path, {"Temp": 0.3}, {}, name="../a/b:c")
+    assert [file.name for file in found.files] == ["presets/_.__a__b-c.yaml", "m.yaml"]
+    assert config.parameters.temperature == 0.3
 
 
 def test_the_path_chooses_the_profile(tmp_path):
@@ -198,3 +251,10 @@ def test_resources_alone_are_no_models(tmp_path):
     source = written(tmp_path, {"r.json": json.dumps({"Resources": {"LlamaModels": {"r": LLAMA}}})}) / "r.json"
     with pytest.raises(ConfigError, match="there are no model definitions"):
         imported(source, tmp_path / "out")
+
+
+def test_capitals_and_underscores_count_in_names_of_definitions(tmp_path):
+    definition = {"ModelResourceId": "r"}
+    text = {"TextGeneration": {"phi_2": definition, "phi2": definition, "Phi2": definition}, "Resources": {"g": {"r": LLAMA}}}
+    found = imported(written(tmp_path, {"x.json": json.dumps(text)}) / "x.json", tmp_path / "out")
+    assert sorted(models(found)) == ["Phi2", "phi2", "phi_2"]

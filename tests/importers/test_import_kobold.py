@@ -322,3 +322,8 @@ def test_whatever_a_file_holds_it_is_read_and_told(tmp_path: Path, keys: dict[st
         if file.model is not None:
             config_of(found, file.name)
     assert found.files or found.problems
+
+
+def test_a_port_that_is_none_is_told(tmp_path: Path) -> None:
+    found = read(tmp_path, {"model_param": "x.gguf", "port_param": 99999})
+    assert "port" not in found.settings and "65535" in warned(found)["port_param"]

@@ -109,3 +109,22 @@ def test_a_family_that_cannot_be_served_is_told():
     config = SEEDS / "llm-api-gptq" / "config.yaml"
     with pytest.raises(ConfigError, match=r"config\.yaml: its model cannot be served: gptq is not available yet"), served(config):
         pass
+
+
+@pytest.mark.parametrize("value", ['{"a":' + "[" * 3000 + "]" * 3000 + "}", '{"a": "\\ud800"}', "{bad"])
+def test_variables_that_are_no_json_are_refused_in_words(tmp_path, value):
+    with pytest.raises(ConfigError, match=r"^LLM_API_MODEL_PARAMS: "):
+        imported(source_of(tmp_path, LLAMA), tmp_path / "out", env={"LLM_API_MODEL_PARAMS": value})
+
+
+def test_what_a_variable_says_is_told_of_the_variable(tmp_path):
+    found = imported(source_of(tmp_path, LLAMA), tmp_path / "out", env={"LLM_API_PORT": "abc"})
+    assert [str(warning) for warning in found.warnings if warning.key == "port"] == [
+        "LLM_API_PORT: port: expected a whole number, found the text 'abc': not imported"
+    ]
+
+
+def test_a_port_that_is_none_is_told(tmp_path):
+    found = imported(source_of(tmp_path, LLAMA), tmp_path / "out", env={"LLM_API_PORT": "99999"})
+    assert found.settings["port"] == 8000
+    assert ["expected 1 to 65535" in warning.message for warning in found.warnings if warning.key == "port"] == [True]

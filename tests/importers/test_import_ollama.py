@@ -17,6 +17,7 @@ from llmgallery.config.load import parse_model
 from llmgallery.core.errors import ConfigError
 from llmgallery.importers import modelfile, ollama, ollama_store
 from llmgallery.importers.base import Around, Imported
+from llmgallery.importers.local_files import stem_of
 from llmgallery.importers.recognise import recognise
 
 HERE = Path("Modelfile")
@@ -367,3 +368,23 @@ def test_recognition(tmp_path: Path, name: str, text: str, known: bool) -> None:
     (tmp_path / name).write_text(text)
     assert ollama.recognises(tmp_path / name) is known
     assert ollama.recognises(tmp_path) is (name == "Modelfile")
+
+
+def test_every_adapter_is_loaded_and_a_second_draft_model_is_told(tmp_path: Path) -> None:
+    found = read(tmp_path, "FROM ./x.gguf\nADAPTER ./a.gguf\nADAPTER ./b.gguf\nDRAFT ./c.gguf\nDRAFT ./d.gguf\n")
+    config = config_of(found)
+    assert [Path(each).name for each in config["lora_adapters"]] == ["a.gguf", "b.gguf"]
+    assert Path(config["draft_model"]).name == "d.gguf" and "c.gguf, which is not imported" in warned(found)["DRAFT"]
+
+
+def test_what_is_no_utf8_is_told(tmp_path: Path) -> None:
+    (tmp_path / "Modelfile").write_bytes(b"FROM hf.co/a/b:Q4_0\nSYSTEM caf\xe9\n")
+    found = ollama.read(tmp_path / "Modelfile", Around(specs(), tmp_path / "models"))
+    assert [(warning.line, warning.message.partition(":")[0]) for warning in found.warnings] == [(2, "is not UTF-8")]
+
+
+@pytest.mark.parametrize(
+    ("text", "stem"), [("llama3.2", "llama3.2"), ("./Qwen2.5-0.5B", "Qwen2.5-0.5B"), ("a/x.Q4_K_M.gguf", "x.Q4_K_M")]
+)
+def test_a_version_is_no_suffix(text: str, stem: str) -> None:
+    assert stem_of(text) == stem

@@ -12,10 +12,11 @@ from importing_scene import SEEDS, imported, written
 from llmgallery.backends.loader import specs
 from llmgallery.chat.prompt import render_chat, render_completion
 from llmgallery.cli.stack import outside
-from llmgallery.config.load import parse_model
+from llmgallery.config.load import load_model, parse_model
 from llmgallery.core.clues import Clues
 from llmgallery.core.messages import say
 from llmgallery.core.requests import ChatRequest, CompletionRequest
+from llmgallery.importers.base import save
 
 CHAT = ChatRequest((say("user", "Hi"), say("assistant", "Hello!"), say("user", "Who are you?")))
 TOLD = ChatRequest((say("system", "Be brief."), say("user", "Hi")))
@@ -71,6 +72,23 @@ MISTRAL = f"{ALPACA}[INST]User: Hi\nAssistant: Hello!\nUser: Who are you?\nAssis
 def test_gatogpts_chats(source, name, expected, tmp_path):
     """By name and written out: its documentation prints the profiles that its presets come to."""
     assert render_chat(CHAT, config_of(SEEDS / source, name, tmp_path, "x.gguf"), Weights()).prompt == expected
+
+
+def test_a_profile_of_the_users_own_writes_the_same_prompts_from_its_preset_file(tmp_path):
+    profile = (SEEDS / "gatogpt-profiles" / "chatml.json").read_text(encoding="utf-8")
+    config = f"""{{
+      "Resources": {{"LlamaModels": {{"r": {{"Path": "/srv/x.gguf", "Class": "LlamaModel"}}}}}},
+      "TextGeneration": {{"m": {{"ModelResourceId": "r", "ProfilePreset": "mine"}}}},
+      "DefaultModelProfiles": {{"mine": {profile}}}
+    }}"""
+    source = written(tmp_path / "source", {"config.json": config}) / "config.json"
+    save(imported(source, tmp_path), tmp_path)
+    assert (tmp_path / "presets" / "mine.yaml").is_file()
+    config = load_model(tmp_path / "m.yaml", specs(), outside()).config
+    assert render_chat(CHAT, config, Weights()).prompt == ORCA
+    alone = config_of(SEEDS / "gatogpt-profiles/chatml.json", "chatml", tmp_path, "x.gguf")
+    assert render_chat(CHAT, config, Weights()).stops == render_chat(CHAT, alone, Weights()).stops
+    assert render_chat(TOLD, config, Weights()).prompt == render_chat(TOLD, alone, Weights()).prompt
 
 
 def test_gatogpts_system_messages_take_the_place_of_its_own(tmp_path):

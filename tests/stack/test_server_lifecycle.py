@@ -144,6 +144,25 @@ def test_an_edited_file_acts_at_the_next_request_and_a_broken_one_harms_nobody(t
             ask(server, "new")
 
 
+def test_an_edited_preset_file_acts_at_the_next_request_and_reloads_nothing(tmp_path: Path) -> None:
+    (tmp_path / "presets").mkdir()
+    preset = tmp_path / "presets" / "mine.yaml"
+    preset.write_text("stopwords: [two]\n")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.yaml").write_text("backend: echo\ntemplate: {preset: mine}\n")
+    with ServerProcess(tmp_path) as server:
+        assert (ask(server, "a").strip(), ask(server, "b").strip()) == ("one", "one")
+        before = workers(server)
+        preset.write_text("stopwords: [three]\n")
+        assert (ask(server, "a").strip(), ask(server, "b").strip()) == ("one two", "one two")
+        assert workers(server) == before
+        preset.write_text("stopwords: three\n")
+        with pytest.raises(openai.APIStatusError, match=r"mine\.yaml:1:12: stopwords: expected a list"):
+            ask(server, "a")
+        preset.write_text("parameters: {max_tokens: 100}\n")
+        assert ask(server, "a") == "one two three"
+
+
 def until(server: ServerProcess, there: set[str], without: set[str] = frozenset()) -> set[str]:
     """The names served, once the watcher has seen what was changed."""
     for _ in range(2000):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from contextlib import suppress
 from pathlib import Path
 
@@ -127,14 +128,15 @@ class Store:
         if _text(path) == plan.yaml:
             return path
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
+        temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # another server with this folder may write the same model
         try:
             with temporary.open("w", encoding="utf-8") as file:
                 file.write(plan.yaml)
                 file.flush()
                 os.fsync(file.fileno())
-            if path.exists():
-                path.replace(path.with_name(f"{path.name}.bak"))
+            if path.exists() and _text(path) != plan.yaml:
+                with suppress(FileNotFoundError):
+                    path.replace(path.with_name(f"{path.name}.bak"))
             temporary.replace(path)
         except OSError:
             with suppress(OSError):

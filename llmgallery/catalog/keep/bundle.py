@@ -14,7 +14,16 @@ from typing import BinaryIO
 from llmgallery.catalog.formats import YAML_SUFFIXES
 from llmgallery.catalog.hub_cache import RepoCache, find_cached
 from llmgallery.catalog.index import Entry
-from llmgallery.catalog.keep.manifest import FILES, BundledFile, BundledModel, HubPlace, Manifest, encode, member_name
+from llmgallery.catalog.keep.manifest import (
+    FILES,
+    BundledFile,
+    BundledModel,
+    BundledPreset,
+    HubPlace,
+    Manifest,
+    encode,
+    member_name,
+)
 from llmgallery.catalog.keep.needs import references
 from llmgallery.catalog.keep.places import Folders, OnBytes, digest, pieces
 from llmgallery.catalog.keep.tar import END, header, padding
@@ -112,11 +121,14 @@ def _model(
         files = [(_bundled(source, on_bytes), source.real) for source in sources.values()]
         is_yaml = entry.path.suffix.lower() in YAML_SUFFIXES
         yaml = entry.path.read_bytes().decode() if is_yaml else None
+        preset = load_model(entry.path, specs).preset if is_yaml else None
+        own = BundledPreset(name=preset.stem, yaml=preset.read_bytes().decode()) if preset is not None else None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{entry.name} cannot be packed: {error}") from error
     if mine is None and (fetched := tuple(_lock_entry(file.hub, file) for file, _ in files if file.hub)):
         mine = LockedModel(source="bundle", files=fetched)
-    return BundledModel(name=entry.name, path=entry.path.name if is_yaml else None, yaml=yaml, locked=mine), files
+    path = entry.path.name if is_yaml else None
+    return BundledModel(name=entry.name, path=path, yaml=yaml, locked=mine, preset=own), files
 
 
 def _sources(entry: Entry, folders: Folders, specs: Mapping[str, Spec], repos: Collection[str]) -> Iterator[_Source]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -13,6 +14,8 @@ from llmgallery.catalog.install.plan import STORE
 from llmgallery.catalog.lock import LOCK_NAME, Commit, LockedModel, Sha256, check_locked, check_relative
 from llmgallery.catalog.reference import HubReference
 from llmgallery.config.checks import name_fault
+from llmgallery.config.presets import FOLDER as PRESETS
+from llmgallery.config.presets import SUFFIX, preset_path
 from llmgallery.core.errors import ConfigError
 
 MANIFEST = "the manifest"
@@ -42,14 +45,27 @@ class BundledFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     hub: HubPlace | None = None
 
 
+class BundledPreset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A preset file of the user's own, by the name that `template.preset` has."""
+
+    name: str
+    yaml: str
+
+    @property
+    def path(self) -> str:
+        """Its place under the models folder."""
+        return f"{PRESETS}/{self.name}{SUFFIX}"
+
+
 class BundledModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`yaml`: the text of the model's file `path`; both None for weights that are served without one. `locked`: None = all
-    its files are the user's own, which no lock knows."""
+    its files are the user's own, which no lock knows. `preset`: the one below the model file, where that is a file."""
 
     name: str
     path: str | None = None
     yaml: str | None = None
     locked: LockedModel | None = None
+    preset: BundledPreset | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +106,7 @@ def decode(data: bytes) -> Manifest:
     for file in manifest.files:
         _check_file(file, manifest)
     _check_once([model.name for model in manifest.models])
+    _check_presets(manifest)
     _check_once([model.path.lower() for model in manifest.models if model.path])
     _check_once([file.path.lower() for file in manifest.files if file.path])
     _check_once([f"{file.hub.repo} {file.hub.commit} {file.hub.file}" for file in manifest.files if file.hub])
@@ -129,6 +146,15 @@ def _check_file(file: BundledFile, manifest: Manifest) -> None:
             HubReference(file.hub.repo, revision=revision)
         if len(file.hub.blob) == 64 and file.hub.blob != file.sha256:
             raise ConfigError(f"{MANIFEST}: {file.hub.file}: the blob {file.hub.blob} is not its sha256")
+
+
+def _check_presets(manifest: Manifest) -> None:
+    texts: dict[str, str] = {}
+    for preset in (model.preset for model in manifest.models if model.preset is not None):
+        if preset_path(preset.name, Path()) is None:
+            raise ConfigError(f"{MANIFEST}: {preset.name!r} is no name for a preset file")
+        if texts.setdefault(preset.path.lower(), preset.yaml) != preset.yaml:
+            raise ConfigError(f"{MANIFEST}: {preset.path} is there twice, with two texts")
 
 
 def _check_once(places: list[str]) -> None:

@@ -22,6 +22,7 @@ from llmgallery.catalog.keep.manifest import (
     MOST,
     BundledFile,
     BundledModel,
+    BundledPreset,
     HubPlace,
     Manifest,
     decode,
@@ -110,11 +111,12 @@ def _manifest(archive: Iterator[Member], source: Path) -> Manifest:
 @dataclass
 class _Work:
     """What is to be done. `files`: sha256 -> the places that miss it; `links`: entries of the cache's snapshots to make, each
-    with its blob; `yamls`: models whose YAML is not there."""
+    with its blob; `yamls`: models whose YAML is not there; `presets`: place -> text of preset files that are not there."""
 
     files: dict[str, list[Path]] = field(default_factory=dict)
     links: list[tuple[RepoCache, HubPlace]] = field(default_factory=list)
     yamls: list[BundledModel] = field(default_factory=list)
+    presets: dict[Path, str] = field(default_factory=dict)
 
 
 def _plan(manifest: Manifest, target: Target) -> _Work:
@@ -127,6 +129,8 @@ def _plan(manifest: Manifest, target: Target) -> _Work:
         _check_yaml(model, small, target)
         if model.path is not None and model.yaml is not None and not _is_there(target.folders.models / model.path, model.yaml):
             work.yamls.append(model)
+        if model.preset is not None:
+            _plan_preset(model.preset, target.folders.models, work)
     for file in manifest.files:
         if file.path is not None:
             _plan_file(target.folders.models / file.path, target.folders.models, file, work)
@@ -160,15 +164,23 @@ def _check_yaml(model: BundledModel, files: Iterable[str], target: Target) -> No
         for file in files:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).touch()
+        if model.preset is not None:
+            preset = folder / model.preset.path
+            preset.parent.mkdir(parents=True, exist_ok=True)
+            preset.write_bytes(model.preset.yaml.encode())
         found = parse_model(model.yaml.encode(), folder / model.path, target.specs, outside)
         if found.config is None:
-            raise as_error([replace(problem, path=model.path) for problem in found.problems], model.path)
+            raise as_error([replace(one, path=_named(one.path, folder)) for one in found.problems], model.path)
         if found.name != model.name:
             raise ConfigError(f"{model.path} is called {found.name!r}, not {model.name!r}")
         for key, reference in references(found.config):
             place = local_path(reference, folder)
             if place is not None and not place.is_relative_to(folder):
                 raise ConfigError(f"{model.path}: {key} names {reference}, which is no file of the bundle")
+
+
+def _named(path: Path | str, folder: Path) -> str:
+    return str(Path(path).relative_to(folder)) if Path(path).is_relative_to(folder) else str(path)
 
 
 def _is_there(path: Path, text: str) -> bool:
@@ -179,6 +191,14 @@ def _is_there(path: Path, text: str) -> bool:
     except FileNotFoundError:
         return False
     raise ConfigError(f"{shown(path)} is there already, and differs from the bundle's: move it away, or remove the model first")
+
+
+def _plan_preset(preset: BundledPreset, folder: Path, work: _Work) -> None:
+    place = folder / preset.path
+    if not place.parent.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"{shown(place)}: a link on the way leads out of {shown(folder)}")
+    if not _is_there(place, preset.yaml):
+        work.presets[place] = preset.yaml
 
 
 def _plan_file(place: Path, folder: Path, file: BundledFile, work: _Work) -> None:
@@ -241,6 +261,9 @@ def _unpack(
         for revision in hub.revisions:
             repo.write_ref(revision, hub.commit)
     LockFile.of(target.folders.models).update_all({model.name: model.locked for model in manifest.models if model.locked})
+    for place, text in work.presets.items():
+        with _replacing(place) as file:
+            file.write(text.encode())
     for model in work.yamls:
         with _replacing(target.folders.models / (model.path or "")) as file:
             file.write((model.yaml or "").encode())

@@ -3,7 +3,9 @@ core/backend/llm.go). Text that comes in pieces goes out as soon as nothing that
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from itertools import islice
 
 from llmgallery.chat.rules import Allowance
 from llmgallery.config.model import ModelConfig
@@ -13,6 +15,9 @@ SPACE = (
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 )
 """What Go's strings.TrimSpace takes away."""
+
+_UPTO_DENSE = re.compile(f"[{SPACE}]*[^{SPACE}]")
+"""A character that is no space, and the spaces before it."""
 
 KEPT = 4096
 """Characters that are done with and still at hand, at most about twice as many."""
@@ -136,26 +141,31 @@ class _Trimmer:
         self._trims = bool(prefixes or suffixes)
         self._most = sum(_dense(suffix) for suffix in suffixes)
         """Characters that are no spaces which the end may lose."""
-        self._held = ""
+        self._held: list[str] = []
+        self._dense = 0
+        """How many characters of what is held are no spaces."""
         self._begun = False
 
     def feed(self, text: str) -> str:
         if not self._trims or not text:
             return text
-        self._held += text
-        if not text.strip(SPACE):
+        self._held.append(text)
+        self._dense += (dense := _dense(text))
+        if not dense or self._dense <= self._most:
             return ""  # more spaces set nothing free
+        held = "".join(self._held)
+        self._held = [held]
         if not self._begun:
-            beginning = self._beginning(self._held)
-            if beginning is None or _dense(beginning) <= self._most:
+            beginning = self._beginning(held)
+            if beginning is None or (dense := _dense(beginning)) <= self._most:
                 return ""
-            self._begun, self._held = True, beginning
-        end = self._safe()
-        out, self._held = self._held[:end], self._held[end:]
-        return out
+            self._begun, self._dense, held = True, dense, beginning
+        end = self._safe(held)
+        self._held, self._dense = [held[end:]], self._most
+        return held[:end]
 
     def finish(self) -> str:
-        text, self._held = self._held, ""
+        text, self._held = "".join(self._held), []
         if self._begun and self._prefixes:
             text = text.rstrip(SPACE)
         elif not self._begun:
@@ -174,14 +184,12 @@ class _Trimmer:
             text = text.removeprefix(prefix).lstrip(SPACE)
         return text.lstrip(SPACE)
 
-    def _safe(self) -> int:
+    def _safe(self, held: str) -> int:
         """How much of what is held is before anything that the end may lose."""
-        end = len(self._held)
-        for _ in range(self._most + 1):
-            end = len(self._held[:end].rstrip(SPACE)) - 1
-            if end < 0:
-                return 0
-        return end + 1
+        end = 0
+        for match in islice(_UPTO_DENSE.finditer(held), self._dense - self._most):
+            end = match.end()
+        return end
 
 
 def _dense(text: str) -> int:

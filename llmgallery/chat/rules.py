@@ -1,4 +1,4 @@
-"""A model file's regular expressions at work on an answer. They are Go's, run in linear time, and bounded for each answer."""
+"""A model file's rules at work on an answer, bounded for each. Their regular expressions are Go's, run in linear time."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from llmgallery.templates.gotmpl.values import GoError
 
 STEPS = 2_000_000
 SECONDS = 5.0
+_TOO_MUCH = "what the model's YAML has done to answers was too much work for this one: from there on it is as the model wrote it"
 
 
 class Allowance:
@@ -27,12 +28,13 @@ class Allowance:
 
     @contextmanager
     def spending(self) -> Iterator[None]:
-        """Around work with regular expressions; what is not done of it when the allowance ends is left out."""
+        """Around work with regular expressions and the search for calls; what is not done of it when the allowance ends is left
+        out."""
         with guarding(Limits(steps=self.left, seconds=SECONDS)) as budget:
             try:
                 yield
             except TemplateError:
-                self.fault = "the model file's regular expressions were too much work for this answer, which stays as it is"
+                self.fault = _TOO_MUCH
             except GoError as exc:  # reading the model file has let none through
                 self.fault = exc.message
             finally:

@@ -66,13 +66,15 @@ class ToolCallDelta(msgspec.Struct, frozen=True, tag="tool_call", omit_defaults=
 
 class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
     """The end. `error` is set when reason is "error"; `stop` is the stop string that matched, if one did.
-    `mean_logprob`: of the tokens of the answer, without echo and end token, if log probabilities were asked for and any came."""
+    `mean_logprob`: of the tokens of the answer, without echo and end token, if log probabilities were asked for and any came.
+    `warnings`: what the model file wants done to answers and was not."""
 
     reason: Reason
     usage: Usage = Usage()
     error: ErrorInfo | None = None
     stop: str | None = None
     mean_logprob: float | None = None
+    warnings: tuple[str, ...] = ()
     extra: dict[str, Any] = {}
 
 

@@ -294,6 +294,7 @@ class Generation:
     def _note(self, index: int, event: Event) -> None:
         if isinstance(event, Done):
             self._done[index] = event
+            self.warnings = tuple(dict.fromkeys((*self.warnings, *event.warnings)))
         elif not self._texted and (isinstance(event, ToolCallDelta) or event.text):
             self._texted = True
             self._turn.metrics.first_text(self.entry.name, self._turn.seconds)

@@ -198,6 +198,8 @@ def _is_broken(name: str, broken: Broken) -> ModelBroken:
     problems = tuple(map(str, broken.problems))
     if broken.path.suffix.lower() in YAML_SUFFIXES:
         return ModelBroken(f"the model {name!r} has errors in {shown(broken.path)}: {'; '.join(problems)}", hints=problems)
+    if any(problem.path != broken.path for problem in broken.problems):  # the template beside the weights
+        return ModelBroken(f"the model {name!r} cannot be served: {'; '.join(problems)}", hints=problems)
     faults = "; ".join(f"{problem.message}; {problem.suggestion}".rstrip("; ") for problem in broken.problems)
     return ModelBroken(f"the model {name!r} cannot be served: {shown(broken.path)} {faults}", hints=problems)
 

@@ -45,6 +45,9 @@ class Renderer:
         except (LoadError, WorkerDied) as why:
             if not needs_no_weights(request, entry.config.template):
                 raise
+            if (field := needs_vocabulary(request)) is not None:
+                told = f"{field}: only the model's vocabulary could tell the prompt, and it is not here: {why.message}"
+                raise UnsupportedField(told, field=field) from why
             async with self._manager.light.worker("", entry.name, "", entry.config, Files()) as worker:
                 return (await rendered(worker)).warned(why.message)
 
@@ -84,6 +87,13 @@ def needs_no_weights(request: Request, template: Template) -> bool:
     if request.adapter is not None:
         return Template(adapter=request.adapter).is_written
     return template.is_written
+
+
+def needs_vocabulary(request: Request) -> str | None:
+    """The field because of which not even the text of its prompt can be told without the vocabulary."""
+    if not isinstance(request, CompletionRequest):
+        return None
+    return "prompt" if not isinstance(request.prompt, str) else "suffix" if request.suffix else None
 
 
 def the_request(ask: Ask, entry: Entry) -> tuple[Request, tuple[str, ...]]:

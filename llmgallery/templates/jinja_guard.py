@@ -1,12 +1,8 @@
-"""What one render of a template may cost. Knows values, not Jinja's syntax.
-
-A template cannot be stopped from another thread, so everything that it does is charged to a Guard before it is done.
-"""
+"""What one render of a chat template may cost. Knows values, not Jinja's syntax."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +11,8 @@ from typing import Any
 from jinja2.utils import Namespace
 
 from llmgallery.core.errors import TemplateError
+from llmgallery.templates.account import CHARS_A_STEP, Account
 
-CHARS_A_STEP = 128
-ITEMS_A_STEP = 4
-STEPS_A_LOOK = 256
 INT_BITS = 4096
 
 
@@ -47,37 +41,13 @@ class Weight:
     depth: int
 
 
-class Guard:
-    """The account of one render, used by one thread. Every method raises TemplateError when a limit is passed."""
+class Guard(Account):
+    """The account of one render of a chat template."""
 
     def __init__(self, limits: Limits) -> None:
+        super().__init__(limits, "the chat template")
         self.limits = limits
-        self._left = limits.steps
-        self._look = self._left - STEPS_A_LOOK
-        self._deadline = time.monotonic() + limits.seconds
         self._depth = 0
-
-    def step(self, count: int = 1) -> None:
-        self._left -= count
-        if self._left < self._look:
-            self._check()
-
-    def _check(self) -> None:
-        if self._left < 0:
-            raise TemplateError(f"the chat template does too much work (limit: {self.limits.steps} steps)")
-        if time.monotonic() > self._deadline:
-            raise TemplateError(f"the chat template takes too long (limit: {self.limits.seconds:g} s)")
-        self._look = self._left - STEPS_A_LOOK
-
-    def text(self, length: int) -> None:
-        """Before a string of `length` characters is made or read through."""
-        if length > self.limits.chars:
-            raise TemplateError(f"the chat template makes a text that is too long (limit: {self.limits.chars} characters)")
-        self.step(1 + length // CHARS_A_STEP)
-
-    def items(self, count: int) -> None:
-        """Before a list of `count` places is made."""
-        self.step(1 + count // ITEMS_A_STEP)
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -136,6 +106,18 @@ class Guard:
         elif isinstance(value, int) and value.bit_length() > INT_BITS:
             raise TemplateError(f"a number in the chat template is too large (limit: {INT_BITS} bits)")
         return value
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """All that `value` holds, or is, that holds nothing itself. To be called once it has been weighed: it may hold itself."""
+    todo = [value]
+    while todo:
+        node = todo.pop()
+        inner = _children(node)
+        if inner is None:
+            yield node
+        else:
+            todo.extend(inner)
 
 
 def _scalar(value: Any) -> int:

@@ -187,7 +187,7 @@ GLOBALS: dict[str, Callable[..., Any]] = {
 
 def _guarded(name: str, function: Any) -> Callable[..., Any]:
     """A filter or test that charges for its arguments before and for its result after."""
-    shallow, lazy = name in values.SHALLOW, name in values.LAZY
+    shallow, lazy, textual = name in values.SHALLOW, name in values.LAZY, name in values.TEXTUAL
     # Jinja passes contexts and environments as the first argument; it has marked who wants one.
     skip = 1 if hasattr(function, "jinja_pass_arg") else 0
 
@@ -202,6 +202,8 @@ def _guarded(name: str, function: Any) -> Callable[..., Any]:
             args = tuple(list(arg) if isinstance(arg, Iterator) else arg for arg in args)
             for value in (*args[skip:], *kwargs.values()):
                 guard.heavy(value)
+            if textual and args[skip:] and not isinstance(args[skip], str):
+                args = (*args[:skip], values.text_of(args[skip]), *args[skip + 1 :])
         result = guard.made(function(*args, **kwargs))
         return values.counted(result) if isinstance(result, types.GeneratorType) else result
 

@@ -13,7 +13,8 @@ from jinja2 import Environment, Undefined, filters, pass_environment
 from jinja2.sandbox import SandboxedFormatter
 
 from llmgallery.core.errors import TemplateError
-from llmgallery.templates.jinja_guard import CHARS_A_STEP, INT_BITS, current
+from llmgallery.templates.account import CHARS_A_STEP
+from llmgallery.templates.jinja_guard import INT_BITS, current, leaves
 
 MAX_FILL = 10_000
 """Widths, precisions and other counts that have no honest use above this."""
@@ -29,6 +30,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 }
 _CONVERSION = re.compile(r"%[-+ #0]*(\*|\d+)?(?:\.(\*|\d+))?")
 _NUMBER = re.compile(r"\d+")
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def small(value: Any, what: str, limit: int = MAX_FILL) -> None:
@@ -49,7 +51,8 @@ def binary(sign: str, left: Any, right: Any) -> Any:
         _before_formatting(left, right)
     elif sign == "+":
         _before_adding(left, right)
-    return guard.made(_OPERATORS[sign](left, right))
+    result = guard.made(_OPERATORS[sign](left, right))
+    return without_addresses(result, right) if isinstance(result, str) and sign == "%" else result
 
 
 def _before_adding(left: Any, right: Any) -> None:
@@ -91,7 +94,20 @@ def text_of(value: Any) -> str:
         guard.step()
         return str(guard.made(value))
     guard.text(guard.weigh(value).chars)
-    return str(guard.made(str(value)))
+    return without_addresses(str(guard.made(str(value))), value)
+
+
+def without_addresses(text: str, printed: Any) -> str:
+    """The text of something `printed`, without the places in memory that Python tells of functions, methods and iterators: a
+    prompt is the same in every process."""
+    if " at 0x" not in text:
+        return text
+    guard = current()
+    for leaf in leaves(printed):
+        if not isinstance(leaf, str) and _ADDRESS.search(written := str(leaf)):
+            guard.text(len(text))
+            text = text.replace(written, _ADDRESS.sub("", written))
+    return text
 
 
 def concat(values: Iterable[Any]) -> str:
@@ -207,7 +223,7 @@ class BoundedFormatter(SandboxedFormatter):
             value = str(value)
         guard = current()
         guard.text(guard.weigh(value).chars + len(format_spec))
-        return guard.made(super().format_field(value, format_spec))
+        return without_addresses(guard.made(super().format_field(value, format_spec)), value)
 
     def parse(self, format_string: str) -> Any:
         return counted(Formatter.parse(self, format_string))
@@ -311,6 +327,10 @@ def sliced(value: Any, slices: int, fill_with: Any = None) -> Iterator[list[Any]
     return filters.sync_do_slice(value, slices, fill_with)
 
 
+def url_encoded(value: Any) -> str:
+    return filters.do_urlencode(value if isinstance(value, Iterable) else text_of(value))
+
+
 OWN_FILTERS: Mapping[str, Callable[..., Any]] = {
     "tojson": tojson,
     "join": join,
@@ -324,9 +344,13 @@ OWN_FILTERS: Mapping[str, Callable[..., Any]] = {
     "batch": batched,
     "slice": sliced,
     "string": text_of,
+    "urlencode": url_encoded,
 }
 LEFT_OUT = frozenset({"pprint", "random", "urlize", "xmlattr", "striptags", "wordwrap"})
 """Jinja's filters without a use in a prompt whose cost or result cannot be told beforehand."""
+
+TEXTUAL = frozenset({"capitalize", "e", "escape", "forceescape", "lower", "safe", "title", "upper", "wordcount"})
+"""Filters that take what is no text for the text that it prints as."""
 
 SHALLOW = frozenset({"length", "count", "first", "last", "default", "d", "attr", "abs"})
 """Filters that cost the same whatever the value's size."""

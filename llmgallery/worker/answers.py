@@ -194,14 +194,15 @@ class Answers:
         return [*last, self._done(answer, output)]
 
     def _done(self, answer: _Answer, output: Output) -> Done:
-        mean = answer.mean_logprob
+        mean, warnings = answer.mean_logprob, (answer.parser.fault,) if answer.parser.fault else ()
         if answer.stopping:
             reason: Reason = "tool_calls" if answer.parser.calls else "stop"
-            return Done(reason, output.usage, stop=answer.parser.stopped, mean_logprob=mean)
+            return Done(reason, output.usage, stop=answer.parser.stopped, mean_logprob=mean, warnings=warnings)
         if output.finish == "error":
             return Done("error", output.usage, ErrorInfo("WorkerDied", output.message))
         reason = output.finish or "stop"
-        return Done("tool_calls" if reason == "stop" and answer.parser.calls else reason, output.usage, mean_logprob=mean)
+        reason = "tool_calls" if reason == "stop" and answer.parser.calls else reason
+        return Done(reason, output.usage, mean_logprob=mean, warnings=warnings)
 
     def _report_stats(self, stats: StepStats, now: float, idle: bool) -> None:
         """Before the step's events, so that who has seen a Done has seen the steps that led to it."""

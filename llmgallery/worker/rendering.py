@@ -69,7 +69,8 @@ def _completion(request: CompletionRequest, config: ModelConfig, backend: Backen
         text = backend.detokenize(prompt.tokens) if text is None else text
         return Rendering(text, tuple(prompt.tokens), prompt.stops, prompt.origin or CLIENTS_OWN, warnings=prompt.warnings)
     if not isinstance(request.prompt, str) or request.suffix:
-        raise UnsupportedField("prompt: only the model's vocabulary could tell it, which is not here", field="prompt")
+        field = "suffix" if isinstance(request.prompt, str) else "prompt"
+        raise UnsupportedField(f"{field}: only the model's vocabulary could tell the prompt, and it is not here", field=field)
     rendered = render_completion(request, config, loaded)
     if rendered is None:
         return Rendering(request.prompt, None, tuple(dict.fromkeys(request.stop)), CLIENTS_OWN)

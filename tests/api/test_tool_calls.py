@@ -120,13 +120,55 @@ def test_the_documents_model_does_what_they_say(live: LiveServer, http: httpx.Cl
     ],
 )
 def test_the_choice_decides_what_is_shown(live: LiveServer, http: httpx.Client, choice: Any, shown: str, calls: bool) -> None:
-    model = calling(live, "calls one", '{"name": "g", "arguments": {}}')
+    model = calling(live, "calls one", '{"name": "g", "arguments": {}}', on_unsupported={"demands": "ignore"})
     body = {"model": model, "messages": user("Hi"), "tools": TOOLS, "tool_choice": choice}
     assert http.post("/apply-template", json=body).json()["prompt"] == shown
     answer = http.post(CHAT, json=body).json()["choices"][0]
     assert (answer["finish_reason"] == "tool_calls") is calls
     if not calls:
         assert answer["message"]["content"] == '{"name": "g", "arguments": {}}'
+
+
+NAMED = {"type": "function", "function": {"name": "g"}}
+SOME = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [TOOLS[1]]}}
+FORCING: list[tuple[dict[str, Any], str]] = [
+    ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
+    ({"tools": TOOLS, "tool_choice": NAMED}, "tool_choice"),
+    ({"tools": TOOLS, "tool_choice": SOME}, "tool_choice"),
+    ({"functions": [TOOLS[1]["function"]], "function_call": {"name": "g"}}, "function_call"),
+]
+
+
+@pytest.mark.parametrize(("fields", "field"), FORCING)
+def test_nothing_forces_a_call_and_it_is_said(live: LiveServer, http: httpx.Client, fields: dict[str, Any], field: str) -> None:
+    strict = calling(live, "forced strictly", '{"name": "g", "arguments": {}}')
+    lax = calling(live, "forced laxly", '{"name": "g", "arguments": {}}', on_unsupported={"demands": "warn"})
+    asked = {"messages": user("Hi"), **fields}
+    reply = http.post(CHAT, json={"model": strict, **asked})
+    assert (reply.status_code, error_of(reply)["param"], error_of(reply)["code"]) == (400, field, "unsupported_parameter")
+    message = error_of(reply)["message"]
+    assert "this version cannot force" in message and "on_unsupported: {demands: warn}" in message
+    (told,) = http.post("/apply-template", json={"model": strict, **asked}).json()["warnings"]
+    assert told.startswith(f"a server refuses this request: {field}: this version cannot force")
+    body = http.post(CHAT, json={"model": lax, **asked}).json()
+    assert body["choices"][0]["finish_reason"] in ("tool_calls", "function_call")
+    (warning,) = body["warnings"]
+    assert warning.startswith(f"{field}: this version cannot force") and warning.endswith("without a call is possible")
+
+
+def test_without_functions_a_forced_call_is_told_of_once(live: LiveServer, http: httpx.Client) -> None:
+    model = live.add("knows no functions", on_unsupported={"demands": "warn"})
+    body = http.post(CHAT, json={"model": model, "messages": user("Hi"), "tools": TOOLS, "tool_choice": "required"}).json()
+    assert [warning.split(" was ignored")[0] for warning in body["warnings"]] == ["tools", "tool_choice"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"tools": TOOLS, "tool_choice": "none"}, {"functions": [{"name": "f"}], "function_call": "none"}],
+)
+def test_tools_that_may_not_be_called_ask_for_nothing(http: httpx.Client, fields: dict[str, Any]) -> None:
+    body = http.post(CHAT, json={"model": "echo", "messages": user("Hi"), **fields}).json()
+    assert body["choices"][0]["message"]["content"] == "Hi" and "warnings" not in body
 
 
 def test_texts_are_cut_in_chats_and_completions_streamed_or_not(live: LiveServer, http: httpx.Client) -> None:
@@ -141,6 +183,16 @@ def test_texts_are_cut_in_chats_and_completions_streamed_or_not(live: LiveServer
             assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "Answer: 42"
         else:
             assert whole["text"] == "".join(chunk["choices"][0]["text"] for chunk in chunks) == "Answer: 42"
+
+
+def test_rules_that_are_too_much_work_are_told(live: LiveServer, http: httpx.Client) -> None:
+    model = live.add("hard rules", options={"reply": "a" * 3000}, extract_regex=["(a?){500}a{500}b"])
+    reply = http.post("/v1/completions", json={"model": model, "prompt": "Hi"})
+    (warning,) = reply.json()["warnings"]
+    assert "too much work" in warning and reply.headers["x-llmgallery-warnings"] == "1"
+    assert set(reply.json()["choices"][0]["text"]) == {"a"}
+    chunks = sse(http.post(CHAT, json={"model": model, "messages": user("Hi"), "stream": True}).text)[:-1]
+    assert [chunk.get("warnings") for chunk in chunks] == [*[None] * (len(chunks) - 1), [warning]]
 
 
 def test_models_that_say_nothing_of_functions_refuse_them(client: OpenAI) -> None:

@@ -100,6 +100,15 @@ def test_a_long_answer_is_cut_in_time_linear_in_its_length() -> None:
     assert allowance.left > STEPS // 2
 
 
+@pytest.mark.parametrize("keys", [{"trimspace": ["Answer:"]}, {"trimsuffix": ["<" + "/s" * 200]}])
+def test_spaces_wait_for_what_comes_and_are_looked_at_once(keys: dict[str, Any]) -> None:
+    config = ModelConfig(**keys)
+    text = ("x" + " " * 399) * 1000
+    assert "".join(cut(config, *(text[at : at + 4] for at in range(0, len(text), 4)))) == text.strip()
+    blank = " " * 400_000
+    assert "".join(cut(config, "a", *(blank[at : at + 4] for at in range(0, len(blank), 4)), "b")) == f"a{blank}b"
+
+
 def test_expressions_that_are_too_much_work_leave_the_text_alone() -> None:
     hard = ["(a?){500}a{500}b"]
     for config in (ModelConfig(cutstrings=hard), ModelConfig(extract_regex=hard)):

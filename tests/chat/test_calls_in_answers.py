@@ -127,6 +127,16 @@ def test_arguments_that_are_no_json_stay_as_they_were_written() -> None:
     assert read("<function=f>{a: 1}</function>", LLAMA) == ("", [("f", "{a: 1}")])
 
 
+@pytest.mark.parametrize("none", ["null", '""', "{}"])
+def test_no_arguments_are_an_empty_object(none: str) -> None:
+    assert read(f'{{"name": "f", "arguments": {none}}}', {}) == ("", [("f", "{}")])
+
+
+def test_a_number_that_json_cannot_hold_is_no_call() -> None:
+    text = '{"name": "f", "arguments": {"a": 1e999}}'
+    assert read(text, {}) == (text, [])
+
+
 def test_one_call_where_no_more_are_wanted() -> None:
     assert read(KIMI, {}, parallel=False)[1] == [("f", '{"a":1}')]
 
@@ -143,6 +153,52 @@ def test_expressions_that_are_too_much_work_find_nothing() -> None:
     reader = CallReader(function, ("f",), allowance := Allowance(20_000))
     assert reader.feed("a" * 1000) + reader.finish() == "a" * 1000
     assert "too much work" in allowance.fault and reader.calls == ()
+
+
+SPACED = "<tool_call>a<arg_key>k</arg_key><arg_value>"
+MANY_MARKS = ["<tool_call>{", "<tool_call>", "<tool_call>x\n", "<tool_call>a<arg_key>", "<function=f>", SPACED]
+
+
+@pytest.mark.parametrize("mark", MANY_MARKS)
+def test_what_begins_many_calls_and_ends_none_is_read_in_linear_time(mark: str) -> None:
+    """Within the work allowed, of which a search that reads on to the end each time would need many times as much."""
+    text = mark * (200_000 // len(mark))
+    reader = CallReader(Function(automatic_tool_parsing_fallback=True), ("f",), allowance := Allowance(1_000_000))
+    assert reader.feed(text) + reader.finish() == text
+    assert not allowance.is_spent and reader.calls == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SPACED * 3000 + "</arg_value><arg_key>k</arg_key><arg_value>v" * 3000,
+        "[" * 250 + "0," * 100_000,
+        '{"name": "' * 10 + "[1,2],[" * 50_000,
+    ],
+)
+def test_the_search_for_calls_is_bounded(text: str) -> None:
+    reader = CallReader(Function(automatic_tool_parsing_fallback=True), ("f",), allowance := Allowance(50_000))
+    assert reader.feed(text) + reader.finish() == text
+    assert "too much work" in allowance.fault and reader.calls == ()
+
+
+def test_many_calls_are_found() -> None:
+    text = '<tool_call>{"name": "f", "arguments": {"a": "' + "x" * 300 + '"}}</tool_call>'
+    told, calls = read(text * 300, {})
+    assert told == "" and len(calls) == 300
+    named = "<function=f></function>"
+    keys = {"response_regex": [r"<function=(?P<name>\w+)>(?P<arguments>.*?)</function>", r"<(?P<name>function)=f>"]}
+    told, calls = read(named * 300, keys)
+    assert told == "" and calls == [("f", "{}")] * 300
+
+
+@pytest.mark.parametrize("blank", [" ", "[ ", "\x1c", "\n"])
+def test_blanks_wait_for_what_comes_and_are_looked_at_once(blank: str) -> None:
+    """In small pieces: a reader that looked at all of them with each would take minutes."""
+    text = blank * (400_000 // len(blank))
+    reader = CallReader(Function(automatic_tool_parsing_fallback=True), ("f",), Allowance())
+    assert "".join(reader.feed(text[at : at + 4]) for at in range(0, len(text), 4)) == ""
+    assert reader.feed("so") == text + "so" and reader.finish() == ""
 
 
 PARTS = st.sampled_from([

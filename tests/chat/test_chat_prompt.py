@@ -64,6 +64,12 @@ def test_messages_have_openai_shape() -> None:
     ]
 
 
+def test_arguments_that_are_nested_beyond_all_measure_stay_text() -> None:
+    deep = '{"a":' * 5000 + "1" + "}" * 5000
+    (message,) = messages_for_template(ChatRequest((Message("assistant", tool_calls=(ToolCall("1", "add", deep),)),)))
+    assert message["tool_calls"][0]["function"]["arguments"] == deep
+
+
 def test_images_keep_the_parts_apart() -> None:
     request = ChatRequest((Message("user", (TextPart("a"), ImagePart(url="http://x/y.png"), TextPart("b"))),))
     assert messages_for_template(request)[0]["content"] == [

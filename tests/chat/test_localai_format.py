@@ -213,6 +213,14 @@ def test_functions_without_a_template_of_their_own_go_to_the_chat_s() -> None:
     assert prompt(TOOLS, template, function=NO_GRAMMAR).startswith("weather How is")
 
 
+def test_a_function_nested_beyond_all_measure_is_refused() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(5000):
+        deep = {"a": deep}
+    with pytest.raises(InvalidField, match="the parameters of f are nested too deeply"):
+        prompt(ChatRequest((TALK[3],), tools=(Tool("f", "", deep),)))
+
+
 def test_a_function_in_json() -> None:
     template = Template(chat="{{toJson .Functions}}")
     tools = (Tool("now"), Tool("f", "x", {"const": 3, "list": [1.5, True, None], "big": 1e21}, strict=True))
@@ -278,10 +286,8 @@ def test_messages_that_fail_alike_are_told_once() -> None:
 @pytest.mark.parametrize("joint", ["", "x" * 7_000_000])
 def test_all_messages_together_stay_within_the_bounds(joint: str) -> None:
     """What each of them may make is no measure for a thousand of them."""
-    greedy = Template(
-        chat_message="{{.Content}}" if joint else '{{repeat 4000000 "x"}}', join_chat_messages_by_character=joint
-    )
-    with pytest.raises(TemplateError, match=r"template\.chat_message makes a text that is too long \(limit: 80000\d\d characters"):
+    greedy = Template(chat_message="{{.Content}}" if joint else '{{repeat 4000000 "x"}}', join_chat_messages_by_character=joint)
+    with pytest.raises(TemplateError, match=r"chat_message makes a text that is too long \(limit: 80000\d\d "):
         prompt(ChatRequest(TALK), greedy)
 
 

@@ -104,6 +104,8 @@ def test_calls_and_tools_are_json() -> None:
         f'{tool}|{function}|add a:integer\nx;add{{"a":1,"b":"\\u003c"}}<a=1><b=<>add{{}};3add;4;[{tool}]'
     )
     assert prompt("{{ if .Tools }}tools{{ end }}{{ range .Messages }}{{ .Content }}{{ end }}", say("user", "x")) == "x"
+    deep = Message("assistant", tool_calls=(ToolCall("1", "add", '{"a":' * 5000 + "1" + "}" * 5000),))
+    assert prompt("{{ range .Messages }}{{ range .ToolCalls }}{{ .Function.Arguments }}{{ end }}{{ end }}", deep) == "{}"
 
 
 def test_thinking() -> None:

@@ -75,6 +75,13 @@ def test_a_broken_model_says_what_is_wrong(found: Snapshot) -> None:
     assert len(caught.value.hints) == 1
 
 
+def test_a_template_beside_the_weights_that_is_wrong_is_the_file_that_is_told(tmp_path: Path) -> None:
+    (tmp_path / "loose.gguf").write_bytes(GGUF)
+    (tmp_path / "loose.gguf.tmpl").write_bytes(b"\xff")
+    with pytest.raises(ModelBroken, match=r"cannot be served: \S+loose\.gguf\.tmpl: template\.chat: the template is not UTF-8"):
+        resolve("loose", snapshot(tmp_path))
+
+
 def test_broken_and_disabled_names_do_not_fall_to_a_glob(tmp_path: Path) -> None:
     names = snapshot(tmp_path, any="aliases: ['*']", bad="x: 1", off="disabled: true")
     assert resolve("whatever", names).name == "any"

@@ -124,9 +124,12 @@ def test_the_prompt_is_printed_byte_for_byte(folder: Path, server: LiveServer, m
 
 def test_what_cannot_be_rendered_is_told(folder: Path) -> None:
     (folder / "far.yaml").write_text("parameters: {model: owner/repo/file.gguf}\n")
+    lacking = "only the model's vocabulary could tell the prompt, and it is not here: the weights of model far are not here: ask"
     told = {
         ("far", '{"messages": [{"role": "user", "content": "Hi"}]}'): "the weights of model far are not here",
         ("fa", '{"messages": [{"role": "user", "content": "Hi"}]}'): "The model 'fa' does not exist; did you mean 'far'?",
+        ("far", '{"prompt": [1, 2]}'): f"prompt: {lacking}",
+        ("far", '{"prompt": "a", "suffix": "b"}'): f"suffix: {lacking}",
         ("far", "{"): "<stdin>: the body is not valid JSON",
         ("far", '{"messages": []}'): "<stdin>: messages: expected a list that is not empty",
     }

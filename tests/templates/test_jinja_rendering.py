@@ -98,3 +98,36 @@ def test_what_does_not_parse_is_told_with_its_place(source: str, line: int, colu
     assert message in problem.message
     with pytest.raises(TemplateError, match=f"line {line}, column {column}: "):
         compile_template(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ ''.join }}", "<built-in method join of str object>"),
+        ("{{ [messages.items, 1] }}", "[<built-in method items of dict object>, 1]"),
+        ("{{ ''.join ~ '!' }}", "<built-in method join of str object>!"),
+        ("{{ '%s' % ''.join }}", "<built-in method join of str object>"),
+        ("{{ '%s|%s' % (''.join, 'b at 0xab') }}", "<built-in method join of str object>|b at 0xab"),
+        ("{{ '{}'.format(''.join) }}", "<built-in method join of str object>"),
+        ("{{ '%s'|format(''.join) }}", "<built-in method join of str object>"),
+        ("{{ ''.join|e }}", "&lt;built-in method join of str object&gt;"),
+        ("{{ [''.join]|upper }}", "[<BUILT-IN METHOD JOIN OF STR OBJECT>]"),
+        ("{{ ''.join|urlencode }}", "%3Cbuilt-in%20method%20join%20of%20str%20object%3E"),
+        ("{{ {'a': 'b c'}|urlencode }}", "a=b+c"),
+        ("{{ [''.join]|join }}", "<built-in method join of str object>"),
+        ("{{ namespace(a=''.join) }}", "<Namespace {'a': <built-in method join of str object>}>"),
+        ("{{ range }}", "<function bounded_range>"),
+        ("{{ cycler(1) }}", "<jinja2.utils.Cycler object>"),
+        ("{{ [1]|map('upper') }}", "<generator object _count>"),
+        ("{% block b %}{{ self.b }}{% endblock %}", "<jinja2.runtime.BlockReference object>"),
+        ("{{ messages }}", "{'a': 'lies at 0x7f'}"),
+    ],
+)
+def test_what_is_no_data_is_printed_without_its_place_in_memory(source: str, text: str) -> None:
+    assert compile_template(source).render({"messages": {"a": "lies at 0x7f"}}) == text
+
+
+def test_a_template_refuses_without_a_place_in_memory() -> None:
+    with pytest.raises(TemplateError) as caught:
+        compile_template("{{ raise_exception(''.join) }}").render({})
+    assert caught.value.message == "<built-in method join of str object>"

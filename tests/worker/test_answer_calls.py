@@ -105,9 +105,12 @@ def test_a_failing_engine_is_told() -> None:
     assert isinstance(done, Done) and done.error is not None and done.error.message == "broke"
 
 
-def test_too_much_work_is_told_in_the_log(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_much_work_is_told(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "STEPS", 20_000)
     config = ModelConfig(extract_regex=["(a?){500}a{500}b"])
     given = [Output(1, "a" * 1000, (1,)), Output(1, "", (), "stop")]
-    assert text_of(said(prepared(config), given)) == "a" * 1000
-    assert "answer 1: the model file's regular expressions were too much work" in capfd.readouterr().err
+    told = said(prepared(config), given)
+    assert text_of(told) == "a" * 1000
+    (warning,) = [warning for event in told if isinstance(event, Done) for warning in event.warnings]
+    assert warning.startswith("what the model's YAML has done to answers was too much work")
+    assert "answer 1: what the model's YAML has done to answers was too much work" in capfd.readouterr().err

@@ -65,8 +65,10 @@ def test_without_a_vocabulary_the_yaml_says_it_all() -> None:
     shown = render(HI, known, None, loaded)
     assert shown.prompt == "<s>!" and "bos_token" not in shown.warnings[0]
     assert render(CompletionRequest("Hi"), config, None, loaded).prompt == "Hi"
-    with pytest.raises(UnsupportedField, match="only the model's vocabulary could tell it"):
-        render(CompletionRequest((1, 2)), config, None, loaded)
+    for request, field in ((CompletionRequest((1, 2)), "prompt"), (CompletionRequest("a", suffix="b"), "suffix")):
+        with pytest.raises(UnsupportedField, match="only the model's vocabulary could tell the prompt") as caught:
+            render(request, config, None, loaded)
+        assert caught.value.field == field
     with pytest.raises(TemplateError, match="no robots"):
         refusing = ModelConfig(template=Template(chat_template="{{ raise_exception('no robots') }}"))
         render(HI, refusing, None, loaded)

@@ -10,6 +10,7 @@ from llmgallery.chat.calls.base import Found, is_text, json_at, json_text, json_
 from llmgallery.chat.calls.tagged import start_of, tagged_calls, tags_of
 from llmgallery.config.calls import JSON_PRESETS, PRESETS
 from llmgallery.config.model import Function, KeyValue
+from llmgallery.templates.gotmpl.budget import current
 from llmgallery.templates.gotmpl.regexp import Regexp, compile_regexp
 from llmgallery.templates.gotmpl.regexp.machine import Marks
 
@@ -96,14 +97,15 @@ def _by_names(text: str, function: Function) -> list[Found]:
     """By the groups that response_regex names."""
     calls: list[Found] = []
     for pattern in function.response_regex:
-        regexp = compile_regexp(pattern)
+        regexp, earlier = compile_regexp(pattern), calls.copy()  # the matches of one expression are apart
         for marks in regexp.find_all(text):
             groups = _groups(regexp, text, marks)
             name = groups.get(function.function_name_key or NAME, "")
             if not name:
                 return calls
             arguments = _arguments(groups.get(function.function_arguments_key or ARGUMENTS, ""), function)
-            if not any(call.begin < marks[1] and marks[0] < call.end for call in calls):
+            current().items(len(earlier))
+            if not any(call.begin < marks[1] and marks[0] < call.end for call in earlier):
                 calls.append(Found(name, arguments, marks[0], marks[1]))
     return calls
 
@@ -168,6 +170,8 @@ def _call(item: Any, function: Function) -> tuple[str, str] | None:
     arguments = item.get(function.function_arguments_key or ARGUMENTS, ...)
     if not isinstance(name, str) or not name or not is_text(name) or arguments is ...:
         return None
+    if not arguments and not isinstance(arguments, (bool, int, float, list)):
+        return name, "{}"  # null or an empty text: there are none
     if not isinstance(arguments, str):
         return name, json_text(arguments)
     read = json_at(arguments.strip(), 0)

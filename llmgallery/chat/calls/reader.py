@@ -17,6 +17,8 @@ from llmgallery.chat.stops import StopFilter
 from llmgallery.config.model import Function
 from llmgallery.core.events import ToolCallDelta
 
+_BLANK = SPACE + "\x1c\x1d\x1e\x1f["
+"""What may stand between an opener and the call: brackets of an array, and all that `strip` takes for spaces."""
 _OPENER = re.compile(r"(?:<[^<>\s]{0,64}>?|`{1,3}\w{0,16})\Z")
 """What may belong to a call that begins behind it: a tag, or the fence of a code block."""
 _CLOSING = re.compile(r"(?:[\s\],;]|</?[^<>\s]{1,64}>|```)*")
@@ -37,8 +39,9 @@ class CallReader:
         self._parallel = parallel
         self._allowance = allowance
         self._pieces: list[str] = []
-        self._tail = ""
-        self._released = ""
+        self._tail: list[str] = []
+        self._released = 0
+        """Characters that have gone out."""
         self._guard = self._new_guard()
         self.calls: tuple[ToolCallDelta, ...] = ()
 
@@ -59,11 +62,14 @@ class CallReader:
         free, started = self._guard.feed(text)
         if started is not None:
             return ""  # what is held may belong to the call
-        self._tail += free
-        opening = _opening(self._tail)
-        out, self._tail = self._tail[:opening], self._tail[opening:]
-        self._released += out
-        return out
+        self._tail.append(free)
+        if not free.strip(_BLANK):
+            return ""  # what goes before it is held already, and more of these set nothing free
+        tail = "".join(self._tail)
+        opening = _opening(tail)
+        self._tail = [tail[opening:]]
+        self._released += opening
+        return tail[:opening]
 
     def finish(self) -> str:
         """The rest of the text; from now on `calls` are known."""
@@ -75,7 +81,7 @@ class CallReader:
                 searched = replaced(text, self._function.replace_function_results)
                 found = find_calls(searched, self._function)
         if not found:
-            return text[len(self._released) :]
+            return text[self._released :]
         content = self._beside(written, text, searched, found)
         said, calls = self._without_answers(found)
         self.calls = tuple(
@@ -83,8 +89,8 @@ class CallReader:
             for index, call in enumerate(calls if self._parallel else calls[:1])
         )
         if found and not calls and not said and not content:
-            return text[len(self._released) :]
-        return "\n".join(part for part in (content, *said) if part)[len(self._released) :]
+            return text[self._released :]
+        return "\n".join(part for part in (content, *said) if part)[self._released :]
 
     def _beside(self, written: str, text: str, searched: str, found: Sequence[Found]) -> str:
         """The text of an answer that makes calls."""
@@ -95,8 +101,8 @@ class CallReader:
             return picked
         before = searched[: found[0].begin]
         before = before[: _opening(before)].rstrip()
-        if len(before) < len(self._released):
-            before = self._released
+        if len(before) < self._released:
+            before = text[: self._released]
         if searched != text:  # made for calls, and no text to be shown
             return before if text.startswith(before) else ""
         return "\n".join([*([before] if before else []), *_between(searched, found)])
@@ -112,7 +118,7 @@ class CallReader:
 
 def _opening(text: str) -> int:
     """Where the end of the text begins that may belong to a call: spaces, brackets of an array, an opener before these."""
-    at = len(text.rstrip(SPACE + "["))
+    at = len(text.rstrip(_BLANK))
     opener = _OPENER.search(text, max(0, at - _LONGEST_OPENER), at)
     return len(text[: opener.start() if opener else at].rstrip())
 

@@ -9,8 +9,14 @@ from typing import Any
 
 from llmgallery.chat.calls.base import Found, is_text, json_at, json_text
 from llmgallery.config.calls import PRESETS, Tags
+from llmgallery.templates.gotmpl.budget import current
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
+_LONGEST_NAME = 1024
+"""With the spaces around it."""
+SPACES_A_STEP = 64
+STEPS_AN_ARGUMENT = 8
+_SPACES = re.compile(r"\s*")
 _KIMI_NAME = re.compile(r"(?:functions\.)?([A-Za-z0-9_.\-]{1,128}):\d{1,6}")
 """Kimi's calls are named `functions.NAME:NUMBER`."""
 
@@ -28,22 +34,41 @@ def start_of(tags: Tags) -> str:
 
 
 def tagged_calls(text: str, tags: Tags) -> list[Found]:
-    """All calls in these tags. What is not whole, or no call's name, is none."""
+    """All calls in these tags. What is not whole, or no call's name, is none. To be called within an Allowance's `spending`."""
     found: list[Found] = []
-    start, at = start_of(tags), 0
-    while start and (at := text.find(start, at)) >= 0:
-        scope = _Scope(text, tags, at)
+    marked, start, at = _Marked(text), start_of(tags), 0
+    while start and (at := marked.find(start, at)) >= 0:
+        scope = _Scope(marked, tags, at)
         calls = scope.read()
         found += calls
         at = scope.at if calls else at + len(start)
     return found
 
 
+class _Marked:
+    """A text, and where marks stand in it: a part that was searched for one is not searched again by who reads on there."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._known: dict[str, tuple[int, int]] = {}
+        """For each mark from where it was searched for, and where it was found, if it was."""
+
+    def find(self, mark: str, at: int) -> int:
+        """As str.find."""
+        begin, found = self._known.get(mark, (len(self.text) + 1, -1))
+        if begin <= at and (found < 0 or at <= found):
+            return found
+        found = self.text.find(mark, at)
+        current().text((len(self.text) if found < 0 else found) - at)
+        self._known[mark] = at, found
+        return found
+
+
 class _Scope:
     """Calls in a row: in one scope, where the format has one."""
 
-    def __init__(self, text: str, tags: Tags, at: int) -> None:
-        self.text, self.tags, self.at = text, tags, at
+    def __init__(self, marked: _Marked, tags: Tags, at: int) -> None:
+        self.marked, self.text, self.tags, self.at = marked, marked.text, tags, at
 
     def read(self) -> list[Found]:
         begin = self.at
@@ -70,16 +95,17 @@ class _Scope:
         return True
 
     def next(self) -> int:
-        at = self.at
-        while at < len(self.text) and self.text[at].isspace():
-            at += 1
+        match = _SPACES.match(self.text, self.at)
+        at = match.end() if match else self.at
+        current().step(1 + (at - self.at) // SPACES_A_STEP)
         return at
 
     def upto(self, mark: str) -> str | None:
         """What stands before the next `mark`; goes on behind that."""
-        end = self.text.find(mark.strip(), self.at)
+        end = self.marked.find(mark.strip(), self.at)
         if end < 0:
             return None
+        current().text(end - self.at)
         part, self.at = self.text[self.at : end], end + len(mark.strip())
         return part
 
@@ -95,21 +121,24 @@ class _Scope:
 
     def name(self) -> str | None:
         if self.tags.tool_sep:
-            name = self.upto(self.tags.tool_sep)
+            mark = self.tags.tool_sep.strip()
+            end = self.marked.find(mark, self.at)
         else:
-            ends = [self.text.find(mark, self.at) for mark in (self.tags.key_start, self.tags.tool_end) if mark]
+            mark = ""
+            ends = [self.marked.find(mark, self.at) for mark in (self.tags.key_start, self.tags.tool_end) if mark]
             end = min((place for place in ends if place >= 0), default=-1)
-            name = self.text[self.at : end] if end >= 0 else None
-            self.at = end
-        name = (name or "").strip()
+        if not 0 < end - self.at <= _LONGEST_NAME:
+            return None
+        name, self.at = self.text[self.at : end].strip(), end + len(mark)
         if kimi := _KIMI_NAME.fullmatch(name):
             return kimi[1]
         return name if _NAME.fullmatch(name) else None
 
     def whole(self) -> Any:
         """All arguments as one JSON object."""
-        found = json_at(self.text, self.next())
-        if found is None or not isinstance(found[0], dict):
+        at = self.next()
+        found = json_at(self.text, at) if self.text.startswith("{", at) else None
+        if found is None:
             return None
         self.at = found[1]
         return found[0] if self.end() else None
@@ -117,6 +146,7 @@ class _Scope:
     def arguments(self) -> dict[str, Any] | None:
         values: dict[str, Any] = {}
         while not self.end():
+            current().step(STEPS_AN_ARGUMENT)
             if not self.take(self.tags.key_start):
                 return None
             key = self.upto(self.tags.key_val_sep)
@@ -147,7 +177,7 @@ class _Scope:
         return (value if self.tags.raw_argval else _json_or_text(value),)
 
     def place(self, mark: str) -> int:
-        found = self.text.find(mark.strip(), self.at)
+        found = self.marked.find(mark.strip(), self.at)
         return found if found >= 0 else len(self.text)
 
 

@@ -14,8 +14,8 @@ from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import InvalidField, TemplateError
 from llmgallery.core.messages import ImagePart, Message, Tool, ToolCall
 from llmgallery.core.requests import ChatRequest, CompletionRequest
+from llmgallery.templates.account import CHARS_A_STEP
 from llmgallery.templates.jinja import ChatTemplate, Limits, check, compile_template
-from llmgallery.templates.jinja_guard import CHARS_A_STEP
 
 PASSES = 64
 """How often a template may go through all that was said, beyond what every render may do."""
@@ -170,10 +170,11 @@ def _call(call: ToolCall) -> dict[str, Any]:
 
 
 def _arguments(text: str) -> Any:
-    """Templates want an object, to write in their own way; what is none stays the text that came."""
+    """Templates want an object, to write in their own way; what is none stays the text that came. No text is a call without
+    arguments."""
     try:
-        return msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.DecodeError:
+        return msgspec.json.decode(text or "{}", type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError):
         return text
 
 

@@ -17,8 +17,9 @@ from llmgallery.config.model import ModelConfig, Template
 from llmgallery.core.errors import InvalidField, TemplateError
 from llmgallery.core.messages import ImagePart, Message
 from llmgallery.core.requests import ChatRequest, CompletionRequest
+from llmgallery.templates.account import CHARS_A_STEP
 from llmgallery.templates.gotmpl import compile_go
-from llmgallery.templates.gotmpl.budget import CHARS_A_STEP, Limits
+from llmgallery.templates.gotmpl.budget import Limits
 from llmgallery.templates.gotmpl.values import Struct
 
 KEYS = ("chat_message", "chat", "function", "completion", "edit", "multimodal")
@@ -60,8 +61,9 @@ class LocalAIFormat:
             # The templates end with the beginning of an answer; here that is the message which is to be continued.
             request, continued = _without_last(request)
         said = _Chat(self, request, config).written()
-        if request.continue_final and self.template.reply_prefix:  # the message has brought it, or had none
-            said = replace(said, prompt=said.prompt.removesuffix(self.template.reply_prefix))
+        prefix = self.template.reply_prefix
+        if prefix and continued.startswith(prefix):  # the client sends back what it was told
+            said = replace(said, prompt=said.prompt.removesuffix(prefix))
         warnings = said.warnings
         if not (request.add_generation_prompt or request.continue_final):
             warnings += ("add_generation_prompt was ignored: LocalAI's templates always begin the answer",)

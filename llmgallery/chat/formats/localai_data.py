@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmgallery.config.model import Function
+from llmgallery.core.errors import InvalidField
 from llmgallery.core.messages import Message, Tool, ToolCall
 from llmgallery.core.requests import ChatRequest
 from llmgallery.templates.gotmpl.values import Field, Struct, TypedDict, TypedList, TypedNil
@@ -108,7 +109,10 @@ def functions(request: ChatRequest, function: Function) -> list[Tool]:
 
 
 def _function(tool: Tool) -> Struct:
-    parameters = TypedNil("map[string]interface {}") if tool.parameters is None else _json(tool.parameters)
+    try:
+        parameters = TypedNil("map[string]interface {}") if tool.parameters is None else _json(tool.parameters)
+    except RecursionError as exc:
+        raise InvalidField(f"tools: the parameters of {tool.name} are nested too deeply", field="tools") from exc
     return Struct(
         "functions.Function",
         (

@@ -17,8 +17,8 @@ from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import InvalidField, TemplateError
 from llmgallery.core.messages import Message, Tool, ToolCall
 from llmgallery.core.requests import ChatRequest, CompletionRequest
+from llmgallery.templates.account import CHARS_A_STEP
 from llmgallery.templates.gotmpl import Limits
-from llmgallery.templates.gotmpl.budget import CHARS_A_STEP
 from llmgallery.templates.gotmpl.values import Field, Struct, TypedList, TypedNil
 from llmgallery.templates.ollama import JsonList, JsonMap, JsonStruct, OllamaTemplate, compile_ollama
 
@@ -144,7 +144,7 @@ def _message(turn: _Turn) -> Struct:
 def _call(call: ToolCall, index: int) -> Struct:
     try:
         arguments = msgspec.json.decode(call.arguments, type=dict[str, Any])
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         arguments = {}
     function = _struct("template.templateToolCallFunction", Index=index, Name=call.name, Arguments=JsonMap(arguments))
     return _struct("template.templateToolCall", ID=call.id, Function=function)

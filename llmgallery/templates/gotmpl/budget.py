@@ -1,22 +1,15 @@
-"""What one render of a Go template may cost. Knows values, not the language.
-
-A render cannot be stopped from another thread, so everything that it does is charged to a Budget before it is done.
-"""
+"""What one render of a Go template may cost. Knows values, not the language."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from llmgallery.core.errors import TemplateError
-
-CHARS_A_STEP = 128
-ITEMS_A_STEP = 4
-STEPS_A_LOOK = 256
+from llmgallery.templates.account import CHARS_A_STEP, Account
 
 
 @dataclass(frozen=True)
@@ -35,44 +28,14 @@ class Limits:
     seconds: float = 5.0
 
 
-class Budget:
-    """The account of one render, used by one thread. Every method raises TemplateError when a limit is passed."""
+class Budget(Account):
+    """The account of one render of a Go template."""
 
     def __init__(self, limits: Limits) -> None:
+        super().__init__(limits, "the template")
         self.limits = limits
-        self._left = limits.steps
-        self._look = self._left - STEPS_A_LOOK
-        self._deadline = time.monotonic() + limits.seconds
         self._written = 0
         self._depth = 0
-
-    @property
-    def left(self) -> int:
-        """Steps that may still be taken."""
-        return max(0, self._left)
-
-    def step(self, count: int = 1) -> None:
-        """Before `count` pieces of work of about a microsecond each."""
-        self._left -= count
-        if self._left < self._look:
-            self._check()
-
-    def _check(self) -> None:
-        if self._left < 0:
-            raise TemplateError(f"the template does too much work (limit: {self.limits.steps} steps)")
-        if time.monotonic() > self._deadline:
-            raise TemplateError(f"the template takes too long (limit: {self.limits.seconds:g} s)")
-        self._look = self._left - STEPS_A_LOOK
-
-    def text(self, length: int) -> None:
-        """Before a string of `length` characters is made or read through."""
-        if length > self.limits.chars:
-            raise TemplateError(f"the template makes a text that is too long (limit: {self.limits.chars} characters)")
-        self.step(1 + length // CHARS_A_STEP)
-
-    def items(self, count: int) -> None:
-        """Before a list or map of `count` places is made or gone through."""
-        self.step(1 + count // ITEMS_A_STEP)
 
     def write(self, length: int) -> None:
         """Before `length` characters are added to the answer."""

@@ -11,7 +11,7 @@ from llmgallery.templates.gotmpl.values import ANY_MAP, ArgumentError, type_name
 
 ANY = "interface {}"
 REFLECT = "reflect.Value"
-CHARS_A_SLOW_STEP = 8
+CHARS_A_SLOW_STEP = 2
 _SHORT = {"any": ANY, "value": REFLECT, "map": ANY_MAP, "time": "time.Time"}
 _NILLABLE = {ANY, REFLECT, ANY_MAP}
 Code = TypeVar("Code", bound=Callable[..., Any])

@@ -144,7 +144,13 @@ def quoted(value: str, *, quote: str = '"', ascii_only: bool = False) -> str:
     """strconv.Quote: a Go literal."""
     current().step(len(value) // 8)
     special = _SPECIAL if ascii_only or not value.isprintable() else _SPECIAL_ASCII
-    return quote + special.sub(lambda found: _escaped(found[0], quote, ascii_only), value) + quote
+    step = current().step
+
+    def escape(found: re.Match[str]) -> str:
+        step()
+        return _escaped(found[0], quote, ascii_only)
+
+    return quote + special.sub(escape, value) + quote
 
 
 def _escaped(char: str, quote: str, ascii_only: bool) -> str:

@@ -64,6 +64,19 @@ def test_what_never_ends_or_grows_without_end(source: str) -> None:
     refused(source, limits=Limits(steps=100_000))
 
 
+@pytest.mark.parametrize("name", ["quote", "snakecase", "kebabcase", "swapcase", "upper", "camelcase", "shuffle"])
+@pytest.mark.parametrize("char", ["\n", "A", "\u0416"])
+def test_functions_that_look_at_each_character_cost_as_much(name: str, char: str) -> None:
+    """A long text is refused before it is gone through, one of a few thousand characters is not."""
+    compile_go(f"{{{{{name} .X}}}}", "t").render({"X": char * 5000}, SMALL)
+    if (name, char) == ("quote", "A"):
+        return
+    limits = Limits(steps=20_000, seconds=60)
+    began = time.process_time()
+    refused(f"{{{{{name} .X}}}}", {"X": char * 7_000_000}, limits)
+    assert time.process_time() - began < 0.5
+
+
 def test_the_limits_that_are_in_force_end_a_render_in_seconds() -> None:
     refused("{{range 1000000000}}{{if eq . 1 2 3}}{{else}}{{$x := print .}}{{end}}{{end}}")
 

@@ -42,7 +42,7 @@ def chat_ask(body: schema.ChatBody, extra: dict[str, Any], token: str | None) ->
         logprobs=_chat_logprobs(body),
         extra=extra,
     )
-    wishes = (*_chat_demands(body), *_common_wishes(body, extra))
+    wishes = (*_chat_demands(body, offer), *_common_wishes(body, extra))
     unsaid = _unsaid(n=body.n, logprobs=body.logprobs, top_logprobs=body.top_logprobs)
     return Ask(body.model, (request,), body.n or 1, wishes, bool(body.stream), token, unsaid=unsaid)
 
@@ -303,7 +303,7 @@ def _check_stream_options(body: schema.Generating) -> None:
 # --- what is asked beyond text -----------------------------------------------------------------------------------------------
 
 
-def _chat_demands(body: schema.ChatBody) -> list[Wish]:
+def _chat_demands(body: schema.ChatBody, offer: offered.Offer) -> list[Wish]:
     asked = {
         "response_format": body.response_format is not None and body.response_format.type != "text",
         "logprobs": body.logprobs,
@@ -312,7 +312,7 @@ def _chat_demands(body: schema.ChatBody) -> list[Wish]:
         "web_search_options": body.web_search_options is not None,
     }
     demands = [Wish(field, field) for field, wanted in asked.items() if wanted]
-    return [*offered.wishes(body), *demands, *_media_demands(body.messages), *_adapter_hints(body.adapter)]
+    return [*offered.wishes(body, offer), *demands, *_media_demands(body.messages), *_adapter_hints(body.adapter)]
 
 
 def _adapter_hints(adapter: dict[str, Any] | str | None) -> list[Wish]:

@@ -134,7 +134,8 @@ class Chunks:
     def event(self, index: int, event: Event) -> bytes:
         if isinstance(event, Done):
             reason = _reason(event.reason, self._older_calls)
-            return self._chunk(index, {"delta": {}} if self._kind == "chat" else {"text": ""}, reason)
+            content: dict[str, Any] = {"delta": {}} if self._kind == "chat" else {"text": ""}
+            return self._chunk(index, content, reason, warnings=event.warnings)
         if isinstance(event, ToolCallDelta):
             return self._chunk(index, {"delta": self._called(event)})
         if self._kind == "chat":
@@ -164,16 +165,21 @@ class Chunks:
         return _data(envelope(failure))
 
     def _chunk(
-        self, index: int, content: dict[str, Any], reason: str | None = None, logprobs: dict[str, Any] | None = None
+        self,
+        index: int,
+        content: dict[str, Any],
+        reason: str | None = None,
+        logprobs: dict[str, Any] | None = None,
+        warnings: Sequence[str] = (),
     ) -> bytes:
         body = {**self._head, "choices": [{"index": index, **content, "logprobs": logprobs, "finish_reason": reason}]}
         if self._include_usage:
             body["usage"] = None
-        body |= self._warnings()
+        body |= self._warnings() or ({"warnings": warnings} if warnings else {})
         return _data(body)
 
     def _warnings(self) -> dict[str, Any]:
-        """For the first chunk; all are known by then."""
+        """For the first chunk. What is found out later stands in an answer's last one."""
         generation, self._generation = self._generation, None
         return {"warnings": generation.warnings} if generation is not None and generation.warnings else {}
 

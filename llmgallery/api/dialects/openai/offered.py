@@ -8,11 +8,9 @@ from typing import Any, Literal, NamedTuple, get_args
 from llmgallery.api.dialects.openai import schema
 from llmgallery.core.errors import InvalidField
 from llmgallery.core.messages import Tool
-from llmgallery.service.demands import Wish
+from llmgallery.service.demands import FORCED, TOOLS, Wish
 
 Mode = Literal["auto", "none", "required"]
-TOOLS = "tools"
-"""The feature that all of these fields ask for."""
 
 
 class Offer(NamedTuple):
@@ -76,10 +74,14 @@ def _named(named: Sequence[Any], tools: tuple[Tool, ...], place: str) -> list[To
     return [tool for at, tool in enumerate(tools) if tool.name in names and tool.name not in known[:at]]
 
 
-def wishes(body: schema.ChatBody) -> list[Wish]:
-    """What of it the model must be able to do. A choice among no tools nobody can honour."""
+def wishes(body: schema.ChatBody, offer: Offer) -> list[Wish]:
+    """What of it the model must be able to do. A choice among no tools nobody can honour; one of none asks for nothing."""
+    if offer.mode == "none":
+        return []
     asked = {"tools": bool(body.tools), "functions": bool(body.functions)}
     found = [Wish(TOOLS, field) for field, wanted in asked.items() if wanted]
     choices = {"tool_choice": body.tool_choice, "function_call": body.function_call}
     feature = TOOLS if found else "a choice among no tools"
-    return [*found, *(Wish(feature, field) for field, choice in choices.items() if choice not in (None, "none"))]
+    asking = [field for field, choice in choices.items() if choice not in (None, "none")]
+    forcing = [Wish(FORCED, asking[0])] if found and offer.mode == "required" else []
+    return [*found, *(Wish(feature, field) for field in asking), *forcing]

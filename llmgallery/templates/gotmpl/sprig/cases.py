@@ -5,10 +5,13 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 
+from llmgallery.templates.gotmpl.budget import current
 from llmgallery.templates.gotmpl.functions import Library
 from llmgallery.templates.gotmpl.sprig.strings import SPACE
 
 LIBRARY = Library()
+STEPS_A_CHAR = 2
+"""Of a text that is taken apart into words, each looked at several times."""
 
 
 def upper_char(char: str) -> str:
@@ -153,6 +156,7 @@ def _run(text: str, at: int, category: str) -> int:
 
 def _joined_words(text: str, connector: str) -> str:
     """xstrings' camelCaseToLowerCase: "HTTPServer2xx" is "http_server_2xx", "Bld4Floor" is "bld4_floor"."""
+    current().step(STEPS_A_CHAR * len(text))
     words = [*_words(text), ("end", "")]
     out: list[str] = []
 

@@ -17,7 +17,7 @@ help:
 	@echo 'make run                 start the server on http://127.0.0.1:8080 with the bundled model'
 	@echo 'make run PORT=8181       ... on another port          (ARGS="--port 8181 --api-key secret" passes any flags)'
 	@echo 'make run ASK="question"  ask the bundled model one question over HTTP, and stop'
-	@echo 'make test                run the tests            (ARGS="tests/cli -k run" picks some)'
+	@echo 'make test                run the tests            (ARGS="tests/cli -k run" picks some, -n0 runs them in one process)'
 	@echo 'make test-slow           run the tests that take minutes'
 	@echo 'make bench               measure this server beside its peers  (ARGS="--quick" for some minutes of it)'
 	@echo 'make lint                ruff and mypy'
@@ -31,7 +31,7 @@ run: $(VENV)/.installed-run
 	@if [ -n "$$ASK" ]; then exec $(PY) tools/ask.py; else exec $(PY) -m llmgallery serve $(if $(PORT),--port $(PORT)) $(ARGS); fi
 
 test: $(VENV)/.installed-test
-	$(PY) -m pytest -m "not slow and not gpu and not network" $(ARGS)
+	$(PY) -m pytest -m "not slow and not gpu and not network" -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.installed-test
 	$(PY) -m pytest -m slow $(ARGS)

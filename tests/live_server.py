@@ -43,15 +43,22 @@ class LiveServer:
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder = folder
         self.settings = Settings(**{"models_dir": folder, "watch": "off", "auto_install": "off", **settings})
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        # asyncio sends at once (TCP_NODELAY) only where a socket says that it is TCP; else each answer waits for 40 ms.
+        self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen()
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._up = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="server under test")
+        self._thread = threading.Thread(target=self._run, name="server under test", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
         assert self._up.wait(DEADLINE) and self._thread.is_alive(), "the server did not start"
-        self.call(self.stack.gallery.snapshot())
+        try:
+            self.call(self.stack.gallery.snapshot())
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -67,6 +67,13 @@ def test_run_on_another_port(venv):
     assert "PORT=8181" in make("help").stdout and 'ARGS="--port 8181' in make("help").stdout
 
 
+def test_arguments_come_last_and_so_win(venv):
+    assert make("test", f"VENV={venv}", "ARGS=-n0 tests/cli -k run").returncode == 0
+    words = log(venv)[-1].split()
+    assert words[:2] == ["-m", "pytest"] and words[-4:] == ["-n0", "tests/cli", "-k", "run"]
+    assert words[words.index("-n") + 1] == "auto", "else on all cores"
+
+
 def test_packages_are_installed_once_and_again_when_their_list_changes(venv):
     for _ in range(2):
         assert make("run", f"VENV={venv}").returncode == 0

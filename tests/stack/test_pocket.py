@@ -61,11 +61,15 @@ async def chat_streamed(client: AsyncOpenAI, case: dict[str, Any]) -> str:
     return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
 
-def test_every_held_out_answer_is_reproduced_misses_included(server: ServerProcess) -> None:
-    given = all_at_once(server, HELD_OUT, complete)
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_held_out_answers_are_reproduced_misses_included(server: ServerProcess, step: int) -> None:
+    """Every fourth of each task's; all of them take minutes on a busy machine."""
+    cases = HELD_OUT[::step]
+    assert {case["task"] for case in cases} == {case["task"] for case in HELD_OUT}
+    given = all_at_once(server, cases, complete)
     different = [
         (case["task"], case["prompt"], case["answer"], answer)
-        for case, answer in zip(HELD_OUT, given, strict=True)
+        for case, answer in zip(cases, given, strict=True)
         if answer != case["answer"]
     ]
     assert different == []
@@ -77,7 +81,7 @@ def test_every_held_out_answer_is_reproduced_misses_included(server: ServerProce
 def chats() -> list[dict[str, Any]]:
     """Held-out chats as a client has them: messages, and the prompt that they should become. Without tools for now."""
     script = ROOT / "tools" / "pocket" / "chats.py"
-    printed = subprocess.run([sys.executable, "-B", script, "--count", "12"], capture_output=True, text=True, check=True)
+    printed = subprocess.run([sys.executable, "-B", script, "--count", "6"], capture_output=True, text=True, check=True)
     rows = [json.loads(line) for line in printed.stdout.splitlines()]
     return [row for row in rows if row["messages"] and not row["tools"]]
 

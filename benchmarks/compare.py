@@ -189,7 +189,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--llama-cpp-wheel", type=Path, help="a wheel of llama-cpp-python for its environment; else pip builds it"
     )
-    parser.add_argument("--spin-count", help="GOMP_SPINCOUNT of the peers (libgomp's own; llmgallery sets 5000 for itself)")
+    parser.add_argument("--spin-count", help="GOMP_SPINCOUNT of the peers (libgomp's own; llmgallery sets 10000 for itself)")
     parser.add_argument("--output", type=Path, default=HERE, help="the folder of results.json and RESULTS.md")
     return parser.parse_args()
 

@@ -9,7 +9,7 @@ import os
 # of two threads 20 times slower; or, as soon as a second thread of the process computes anything with them, hardly at all,
 # which made every decode 1.7 times slower: "active" forbids that. docs/engine.md has what was measured.
 os.environ.setdefault("OMP_WAIT_POLICY", "active")
-os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from llmgallery.backends.llamacpp.api.adapter import Adapter, set_adapters
 from llmgallery.backends.llamacpp.api.context import Batch, Context

@@ -28,7 +28,7 @@ STREAMS = 4  # of the stall
 POLL_SECONDS = 0.02
 STALL_SECONDS = 300.0
 ROOT = Path(__file__).parent.parent
-OWN_SPIN = "5000"
+OWN_SPIN = "10000"
 """GOMP_SPINCOUNT as llmgallery's workers set it for themselves."""
 
 

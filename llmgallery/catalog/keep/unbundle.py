@@ -163,7 +163,7 @@ def _check_yaml(model: BundledModel, files: Iterable[str], target: Target) -> No
         folder = Path(name)
         for file in files:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            (folder / file).touch()
+            (folder / file).write_text("what it says comes later", encoding="utf-8")
         if model.preset is not None:
             preset = folder / model.preset.path
             preset.parent.mkdir(parents=True, exist_ok=True)

@@ -6,9 +6,11 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePath
+from typing import TypeVar
 
 import msgspec
 
@@ -45,6 +47,9 @@ WEIGHTS_SUFFIXES = (".gguf.bin", ".gguf", ".bin")
 
 Signature = tuple[int, ...]
 
+L = TypeVar("L", LoadedModel, LoadedModel | None)
+
+MOST_READINGS = 3
 TICK_NS = 50_000_000
 """File systems tell times in steps: two changes within one look like one."""
 
@@ -187,8 +192,7 @@ class Registry:
         known = self._reads.get(path)
         if known is not None and known.signature == signature and path not in forced and known.holds(forced):
             return known
-        loaded = load_model(path, self.specs, self._outside)
-        depends = tuple((other, _signature(other)) for other in loaded.depends)
+        loaded, depends = _settled(partial(load_model, path, self.specs, self._outside))
         if known is not None and known.source.loaded == loaded:
             return replace(known, signature=signature, depends=depends)
         unsure = loaded.config is not None and loaded.backend is None
@@ -198,10 +202,9 @@ class Registry:
         known = self._reads.get(path)
         if known is not None and known.signature == signature and not path.is_dir() and known.holds(set()):
             return known
-        loaded = self._detected(path)
+        loaded, depends = _settled(partial(self._detected, path))
         if loaded is None:
             return None
-        depends = tuple((other, _signature(other)) for other in loaded.depends)
         if known is not None and known.source.loaded == loaded:
             return replace(known, signature=signature, depends=depends)
         return _Read(signature, _source(path, loaded, signature, weights=True), depends)
@@ -281,6 +284,21 @@ def weights_name(path: PurePath) -> str:
         if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
             return path.name[: -len(suffix)]
     return path.name
+
+
+def _settled(load: Callable[[], L]) -> tuple[L, tuple[tuple[Path, Signature], ...]]:
+    """What `load` reads, and the files that it depends on as they were before that. Which ones these are is known only
+    afterwards: when one has changed meanwhile, or just before, it may have been read as it was, and all is read once more."""
+    begun = time.time_ns()
+    loaded = load()
+    for _ in range(MOST_READINGS):
+        depends = tuple((path, _signature(path)) for path in (loaded.depends if loaded else ()))
+        if all(not look or look[3] < begun - TICK_NS for _, look in depends):
+            break
+        before, loaded = loaded, load()
+        if loaded is None or before is None or loaded.depends == before.depends:
+            break
+    return loaded, depends
 
 
 def _signature(path: Path) -> Signature:

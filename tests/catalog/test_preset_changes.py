@@ -9,6 +9,7 @@ from typing import Literal
 import pytest
 
 from llmgallery.backends.loader import specs
+from llmgallery.catalog import registry as registry_module
 from llmgallery.catalog import watcher
 from llmgallery.catalog.index import Snapshot
 from llmgallery.catalog.registry import Registry
@@ -38,6 +39,22 @@ def registry_of(folder: Path) -> Registry:
 def top_k(snapshot: Snapshot, name: str = "m") -> int | None:
     entry = snapshot.entries.get(name)
     return entry.config.parameters.top_k if entry is not None else None
+
+
+def test_a_file_that_is_half_written_when_it_is_read_is_read_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "")
+    write(tmp_path)
+    load, preset = registry_module.load_model, tmp_path / "presets" / "mine.yaml"
+
+    def meanwhile(*given: object) -> object:
+        loaded = load(*given)  # type: ignore[arg-type]
+        if not preset.read_text():
+            preset.write_text("parameters: {top_k: 1}\n")
+        return loaded
+
+    monkeypatch.setattr(registry_module, "load_model", meanwhile)
+    registry = registry_of(tmp_path)
+    assert top_k(registry.snapshot) == 1 and registry.is_current(registry.snapshot.entries["m"])
 
 
 def test_an_edit_makes_the_models_that_name_it_be_read_again(tmp_path: Path) -> None:

@@ -100,7 +100,9 @@ FEATURES: dict[str, dict[str, Any]] = {
         "top_n_sigma": 1.0, "xtc_probability": 0.5, "dry_multiplier": 0.8, "mirostat": 0, "dynatemp_range": 0.2,
         "samplers": "kpt",
     },
-    "tool calls": {"tools": [{"type": "function", "function": {"name": "f"}}]},
+    "tool calls, with models whose YAML says how they are written ([docs/answers.md](docs/answers.md))": {
+        "tools": [{"type": "function", "function": {"name": "f"}}]
+    },
     "structured output (`response_format`)": {"response_format": {"type": "json_object"}},
     "`logprobs`": {"logprobs": True},
     "images": {

@@ -13,15 +13,33 @@ import msgspec
 
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.clues import Clues
-from llmgallery.core.errors import BackendMissing
+from llmgallery.core.errors import BackendMissing, GalleryError
+from llmgallery.core.events import Event
 from llmgallery.core.jobs import EmbedJob as EmbedJob
 from llmgallery.core.jobs import Job as Job
 from llmgallery.core.jobs import Output as Output
 from llmgallery.core.jobs import Pooled as Pooled
 from llmgallery.core.jobs import RerankJob as RerankJob
 from llmgallery.core.jobs import StepStats as StepStats
+from llmgallery.core.requests import EmbedRequest, Request, RerankRequest
 
 Level = Literal["tokens", "text", "chat"]
+Hardware = Literal["cuda"]
+
+CAPABILITIES: Mapping[str, str] = {
+    "generate": "chats and completions",
+    "embed": "embeddings",
+    "rerank": "scores of documents",
+    "logprobs": "log probabilities of the answer",
+    "prompt_logprobs": "log probabilities of the prompt (completions with echo)",
+    "constraints": "answers bound to a grammar",
+    "seed": "the same answer for the same seed, when nothing runs beside it",
+    "suffix": "text filled in between prefix and suffix",
+    "images": "messages with images",
+    "lora": "LoRA adapters",
+    "tools": "function calls of its own",
+}
+"""What backends can do, in words. What is not among a spec's capabilities it declares not to have."""
 
 
 class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,7 +56,12 @@ class BackendSpec:
     `unset`: what holds for each of them that nobody sets, as a value or in words.
     `listed`: other names of options, or of load keys, in LocalAI's lists; `listed_words`: other words for their values, by such
     a name, with - for _; any further word is a warning.
-    `requires`: importable modules; `extra`: the pip extra that installs them. `implementation`: "module:Class".
+    `capabilities`: of CAPABILITIES, what some model can do with it; what one really can do comes back in `Loaded`.
+    `requires`: importable modules; `requires_for`: further ones for weights of a format; `extra`: the pip extra that installs
+    them; `hardware`: what the machine must have. `implementation`: "module:Class".
+    `parameters`: names of its own generation parameters that requests may send; they come in `Sampling.extra`.
+    `shared`: all its models share one worker, which sees the server's whole environment, and every request brings its model's
+    configuration: for models that are elsewhere.
     """
 
     name: str
@@ -50,23 +73,32 @@ class BackendSpec:
     capabilities: frozenset[str] = frozenset()
     keys: frozenset[str] = frozenset()
     requires: tuple[str, ...] = ()
+    requires_for: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     extra: str = ""
+    hardware: tuple[Hardware, ...] = ()
+    parameters: frozenset[str] = frozenset()
+    shared: bool = False
     needs_weights: bool = True
     unset: Mapping[str, Any] = field(default_factory=dict)
     listed: Mapping[str, str] = field(default_factory=dict)
     listed_words: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
-    def missing(self) -> list[str]:
-        """Modules of `requires` that are not installed; nothing is imported."""
-        return [name for name in self.requires if importlib.util.find_spec(name) is None]
+    def modules(self, format: str | None = None) -> tuple[str, ...]:
+        """What must be importable to load weights of this format."""
+        return (*self.requires, *self.requires_for.get(format or "", ()))
 
-    def load(self) -> Callable[[], Backend]:
-        """Import the implementation (in the worker only). Raises BackendMissing."""
+    def missing(self, format: str | None = None) -> list[str]:
+        """Those of `modules` that are not installed in this interpreter; nothing is imported."""
+        return [name for name in self.modules(format) if importlib.util.find_spec(name) is None]
+
+    def load(self) -> Callable[[], Any]:
+        """Import the implementation (in the worker only): what makes a Backend, or at level chat a RemoteBackend. Raises
+        BackendMissing."""
         if missing := self.missing():
-            command = f"pip install 'llmgallery[{self.extra}]'" if self.extra else f"pip install {' '.join(missing)}"
+            command = f"llmgallery backends install {self.name}" if self.extra else f"pip install {' '.join(missing)}"
             raise BackendMissing(f"backend {self.name} needs {', '.join(missing)}: {command}")
         module, _, attribute = self.implementation.partition(":")
-        backend: Callable[[], Backend] = getattr(importlib.import_module(module), attribute)
+        backend: Callable[[], Any] = getattr(importlib.import_module(module), attribute)
         return backend
 
 
@@ -74,8 +106,8 @@ class Loaded(msgspec.Struct, frozen=True):
     """What one model really is, told once it is loaded. Sizes in tokens, memory in bytes.
 
     `chat_template`: the Jinja text that came with the weights; `templates`: named ones ("tool_use"); `clues`: what tells their
-    format where they bring none. `bos`/`eos`: their texts, for templates. `capabilities`: of "generate", "embed", "rerank",
-    "logprobs", "constraints"; "probabilities": the scores of rerank are such already, from 0 to 1, not logits.
+    format where they bring none. `bos`/`eos`: their texts, for templates. `capabilities`: of CAPABILITIES; and "probabilities":
+    the scores of rerank are such already, from 0 to 1, not logits.
     `fim`: the tokens (prefix, suffix, middle) around what is to be filled in, for models that have them.
     `embedding_size`: numbers in a vector; 0 = it makes none.
     """
@@ -106,6 +138,17 @@ class Files:
     draft: tuple[Path, ...] = ()
 
 
+@dataclass(frozen=True)
+class Conversation:
+    """A request for a backend of level chat, with the configuration of its model. `streamed`: somebody reads along; else the
+    answer may come whole."""
+
+    id: int
+    request: Request
+    config: ModelConfig
+    streamed: bool = True
+
+
 class Emit(Protocol):
     """How a backend tells what happened. Thread-safe. `step` is called once a step, in the engine's thread, and may call
     `Backend.cancel` for a job of the same step (its stop string came): the job must then decode no further."""
@@ -116,8 +159,33 @@ class Emit(Protocol):
     def fatal(self, error: BaseException) -> None: ...
 
 
+class RemoteEmit(Protocol):
+    """How a backend of level chat tells what happened. Thread-safe. Every Conversation gets `rejected`, or `accepted` and then
+    events up to one Done; every request for vectors one Pooled."""
+
+    def progress(self, fraction: float) -> None: ...
+    def accepted(self, id: int, headers: Mapping[str, str]) -> None: ...
+    def rejected(self, id: int, error: GalleryError) -> None: ...
+    def events(self, id: int, events: Sequence[Event]) -> None: ...
+    def pooled(self, result: Pooled) -> None: ...
+    def fatal(self, error: BaseException) -> None: ...
+
+
+class RemoteBackend(Protocol):
+    """Level chat: it takes whole conversations to models that are elsewhere, of many configurations at once. Calls return at
+    once, from any thread; `load` is told the configuration of the model that was asked for first, and may ignore it. After
+    `cancel` a Conversation ends with Done(reason "cancelled"), or a Cancelled rejection; vectors with a Cancelled error."""
+
+    def load(self, config: ModelConfig, files: Files, emit: RemoteEmit) -> Loaded: ...
+    def converse(self, conversation: Conversation) -> None: ...
+    def embed(self, id: int, request: EmbedRequest, config: ModelConfig) -> None: ...
+    def rerank(self, id: int, request: RerankRequest, config: ModelConfig) -> None: ...
+    def cancel(self, id: int) -> None: ...
+    def close(self) -> None: ...
+
+
 class Backend(Protocol):
-    """An engine in its worker. Push-based: submit returns at once, what happens comes through `emit`.
+    """Levels tokens and text: an engine in its worker. Push-based: submit returns at once, what happens comes through `emit`.
 
     Every submitted job gets exactly one Output with `finish`, every EmbedJob and RerankJob exactly one Pooled, also after
     cancel (ids are shared by all kinds). load blocks; all others are quick and may be called from any thread. embed and
@@ -140,3 +208,12 @@ class HasVocabulary(Protocol):
     `Loaded.context_size`: the YAML's, else the model's own, else 0; then tokenize, detokenize and close work."""
 
     def load_vocabulary(self, config: ModelConfig, files: Files) -> Loaded: ...
+
+
+@runtime_checkable
+class SeesImages(Protocol):
+    """A Backend whose prompts may hold images. `Loaded.capabilities` has "images" where the model does see."""
+
+    def tokenize_with_images(self, text: str, images: Sequence[bytes], *, bos: bool) -> list[int]:
+        """The rendered prompt, whose markers of images, in their order, become the tokens that stand for each image. The Job is
+        given both. Raises InvalidField for bytes that are no image, and for another number of images than of markers."""

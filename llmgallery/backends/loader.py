@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import cache
 from importlib.metadata import entry_points
 
@@ -15,6 +16,18 @@ def specs() -> dict[str, BackendSpec]:
     """Name -> spec, in the order of names. Importing a spec imports nothing heavy."""
     found = [point.load() for point in entry_points(group=GROUP)]
     return {spec.name: spec for spec in sorted(found, key=lambda spec: spec.name)}
+
+
+def places() -> dict[str, str]:
+    """Name -> "module:NAME" of each spec, for an interpreter that does not have our entry points."""
+    return {point.name: point.value for point in entry_points(group=GROUP)}
+
+
+def spec_at(place: str) -> BackendSpec:
+    """The spec that "module:NAME" means. Raises ImportError, AttributeError."""
+    module, _, attribute = place.partition(":")
+    spec: BackendSpec = getattr(importlib.import_module(module), attribute)
+    return spec
 
 
 def canonical(name: str) -> str | None:

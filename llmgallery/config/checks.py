@@ -27,7 +27,7 @@ FIELD_BACKENDS = frozenset({
     "rwkv", "llama-server", "llama-ggml", "llama-stable", "go-llama", "gpt4all", "gptneox", "ggml-gptneox", "falcon",
     "falcon-ggml", "bloomz", "stablelm", "dolly", "replit", "mpt", "starcoder", "sentencetransformers",
     "sentence-transformers", "bert-embeddings", "rerankers", "diffusers", "whisper", "piper", "bark", "stablediffusion",
-    "stablediffusion-ggml", "langchain-huggingface", "builtinllama", "llamacppserver", "ctransformers", "gptq_llama",
+    "stablediffusion-ggml", "langchain-huggingface", "ctransformers", "gptq_llama",
     "vllm-cpp", "vllm-omni", "bonsai", "ds4",
 })  # fmt: skip
 """Engines that model files of this field name; those that are not among the specs are not here yet."""

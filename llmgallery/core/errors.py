@@ -20,6 +20,8 @@ GalleryError
 ├── LoadError                   the model does not load
 │   ├── BackendMissing          a library is not installed; says which command installs it
 │   └── BadWeights              the file is not what it should be
+├── UpstreamError               a remote endpoint answered with an error; carries its status, body and headers
+├── UpstreamUnavailable         a remote endpoint cannot be reached, or broke off
 ├── WorkerDied                  the model's process ended; carries exit status and last log lines
 ├── Overloaded                  no memory or no place in time; carries retry_after in seconds
 └── Cancelled                   the request was withdrawn
@@ -27,7 +29,17 @@ GalleryError
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
+
+
+class Upstream(msgspec.Struct, frozen=True):
+    """An error as a remote endpoint told it. `body`: JSON as it came, or text; `headers`: those worth passing on."""
+
+    status: int
+    body: Any = None
+    headers: dict[str, str] = {}
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -39,13 +51,14 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     hints: tuple[str, ...] = ()
     retry_after: float | None = None
     job: str | None = None
+    upstream: Upstream | None = None
 
 
 class GalleryError(Exception):
     """The root. `message` is complete for the user: what was wrong and what to do.
 
     `field` names the request field or YAML key at fault; `hints` are near names, log lines or problems, one a line;
-    `retry_after` is in seconds; `job` is the id of the install that it is about.
+    `retry_after` is in seconds; `job` is the id of the install that it is about; `upstream` is what a remote endpoint said.
     """
 
     def __init__(
@@ -56,6 +69,7 @@ class GalleryError(Exception):
         hints: tuple[str, ...] = (),
         retry_after: float | None = None,
         job: str | None = None,
+        upstream: Upstream | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -63,9 +77,11 @@ class GalleryError(Exception):
         self.hints = hints
         self.retry_after = retry_after
         self.job = job
+        self.upstream = upstream
 
     def info(self) -> ErrorInfo:
-        return ErrorInfo(type(self).__name__, self.message, self.field, self.hints, self.retry_after, self.job)
+        kind = type(self).__name__
+        return ErrorInfo(kind, self.message, self.field, self.hints, self.retry_after, self.job, self.upstream)
 
 
 class RequestError(GalleryError):
@@ -144,6 +160,14 @@ class BadWeights(LoadError):
     """The weights file is not what it should be."""
 
 
+class UpstreamError(GalleryError):
+    """A remote endpoint answered with an error. `upstream` is what it said, for the client to read as it came."""
+
+
+class UpstreamUnavailable(GalleryError):
+    """A remote endpoint cannot be reached, did not answer in time, or broke off."""
+
+
 class WorkerDied(GalleryError):
     """The model's process ended. `hints` are its last log lines."""
 
@@ -169,4 +193,11 @@ KINDS: dict[str, type[GalleryError]] = _tree(GalleryError)
 def from_info(info: ErrorInfo) -> GalleryError:
     """The exception that `info` was made of; an unknown kind comes back as the root."""
     kind = KINDS.get(info.kind, GalleryError)
-    return kind(info.message, field=info.field, hints=info.hints, retry_after=info.retry_after, job=info.job)
+    return kind(
+        info.message,
+        field=info.field,
+        hints=info.hints,
+        retry_after=info.retry_after,
+        job=info.job,
+        upstream=info.upstream,
+    )

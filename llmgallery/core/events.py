@@ -45,7 +45,8 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class TextDelta(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):
     """More text of the answer: whole characters, never part of a stop sequence. `logprobs`, if asked for: of the tokens
     whose text has come, each once; a token whose characters are not whole yet comes with the delta that completes them.
-    `offsets`: for each of them, the character of the whole text, echo included, in which it begins."""
+    `offsets`: for each of them, the character of the whole text, echo included, in which it begins. `extra`: other fields of the
+    message, as a remote endpoint told them."""
 
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
@@ -54,8 +55,9 @@ class TextDelta(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True, tag="tool_call", omit_defaults=True):
-    """A call of a function, whole. `arguments`: JSON text, or what the model wrote in its place. `index` counts the answer's
-    calls."""
+    """A call of a function. `arguments`: JSON text, or what the model wrote in its place. `index` counts the answer's calls.
+    Ours are whole. A remote endpoint's may come in parts: the first has id and name, those that follow only more of
+    `arguments`."""
 
     index: int
     id: str
@@ -67,7 +69,8 @@ class ToolCallDelta(msgspec.Struct, frozen=True, tag="tool_call", omit_defaults=
 class Done(msgspec.Struct, frozen=True, tag="done", omit_defaults=True):
     """The end. `error` is set when reason is "error"; `stop` is the stop string that matched, if one did.
     `mean_logprob`: of the tokens of the answer, without echo and end token, if log probabilities were asked for and any came.
-    `warnings`: what the model file wants done to answers and was not."""
+    `warnings`: what the model file wants done to answers and was not. `extra`: of a remote endpoint, its own `finish_reason`
+    where it has others, and under `body` the fields of its whole answer that nobody here knows."""
 
     reason: Reason
     usage: Usage = Usage()

@@ -31,7 +31,8 @@ class Job:
 
     `sampling.max_tokens` is set or None = until the context is full; 0 = only the prompt is computed.
     `logprobs`: None = none are wanted; k = each sampled token's, with the k likeliest of its place.
-    `prompt_logprobs`: the prompt's tokens' as well, in the first Output.
+    `prompt_logprobs`: the prompt's tokens' as well, in the first Output. `images`: the files that the prompt's image tokens stand
+    for, in their order.
     """
 
     id: int
@@ -40,6 +41,7 @@ class Job:
     logprobs: int | None = None
     prompt_logprobs: bool = False
     constraint: Constraint | None = None
+    images: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ class TextPart(msgspec.Struct, frozen=True, tag="text"):
 
 
 class ImagePart(msgspec.Struct, frozen=True, tag="image"):
-    """An image: bytes, or the reference that names them until they are fetched."""
+    """An image: the bytes of a PNG, JPEG, ... file, or the address that names them until they are fetched."""
 
     data: bytes = b""
     url: str = ""
@@ -29,7 +29,13 @@ class RefusalPart(msgspec.Struct, frozen=True, tag="refusal"):
     text: str
 
 
-Part = TextPart | ImagePart | RefusalPart
+class RawPart(msgspec.Struct, frozen=True, tag="raw"):
+    """A part that nobody here reads (audio, a file), as it came: only models that are elsewhere may know it."""
+
+    value: dict[str, Any]
+
+
+Part = TextPart | ImagePart | RefusalPart | RawPart
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -52,7 +58,8 @@ class Tool(msgspec.Struct, frozen=True):
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One turn. `name` is the speaker's, `tool_call_id` says which call a tool's message answers."""
+    """One turn. `name` is the speaker's, `tool_call_id` says which call a tool's message answers. `extra`: fields that nobody
+    here knows, for models that are elsewhere."""
 
     role: Role
     parts: tuple[Part, ...] = ()
@@ -60,11 +67,17 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     reasoning: str | None = None
+    extra: dict[str, Any] = {}
 
     @property
     def text(self) -> str:
         """All text parts, joined."""
-        return "".join(part.text for part in self.parts if not isinstance(part, ImagePart))
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart | RefusalPart))
+
+    @property
+    def images(self) -> tuple[ImagePart, ...]:
+        """In the order of its parts."""
+        return tuple(part for part in self.parts if isinstance(part, ImagePart))
 
 
 def say(role: Role, text: str) -> Message:

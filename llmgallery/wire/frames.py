@@ -10,7 +10,7 @@ from llmgallery.core.events import Event
 from llmgallery.core.rendering import Rendering
 from llmgallery.core.requests import ChatRequest, CompletionRequest, EmbedRequest, RerankRequest
 
-PROTOCOL = 3
+PROTOCOL = 4
 MAX_FRAME = 64 * 1024 * 1024
 
 
@@ -21,7 +21,8 @@ class Frame(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 class Load(Frame, frozen=True):
     """Load this model from these files (first = the weights, or their first part), with these LoRA adapters and the files of
     this draft model. Answered by Loading..., Ready or Fatal. `render`: only what prompts need, the vocabulary and templates that
-    are in the files; without a `backend` not even these. Such a worker takes Tokenize, Detokenize and Render."""
+    are in the files; without a `backend` not even these. Such a worker takes Tokenize, Detokenize and Render.
+    `spec`: "module:NAME" of the backend's, for a worker whose interpreter does not have our entry points."""
 
     config: ModelConfig
     backend: str
@@ -29,6 +30,7 @@ class Load(Frame, frozen=True):
     adapters: tuple[str, ...] = ()
     draft: tuple[str, ...] = ()
     render: bool = False
+    spec: str = ""
 
 
 class Configure(Frame, frozen=True):
@@ -50,10 +52,11 @@ class Submit(Frame, frozen=True):
 
 class Embed(Frame, frozen=True):
     """Vectors for these inputs; answered by Accepted once the backend is given it, and by one Vectors, which may carry an
-    error."""
+    error. `digest`: as in Submit."""
 
     id: int
     request: EmbedRequest
+    digest: str = ""
 
 
 class Rerank(Frame, frozen=True):
@@ -61,6 +64,7 @@ class Rerank(Frame, frozen=True):
 
     id: int
     request: RerankRequest
+    digest: str = ""
 
 
 class Cancel(Frame, frozen=True):
@@ -127,11 +131,13 @@ class Ready(Frame, frozen=True):
 
 class Accepted(Frame, frozen=True):
     """The request is rendered, fits, and is queued. Of an Embed or Rerank the tokens are not counted yet.
-    `warnings`: what is ignored of it, as the model's `on_unsupported` says."""
+    `warnings`: what is ignored of it, as the model's `on_unsupported` says. `headers`: what a remote endpoint said that the
+    client should know (rate limits)."""
 
     id: int
     prompt_tokens: int = 0
     warnings: tuple[str, ...] = ()
+    headers: dict[str, str] = {}
 
 
 class Rejected(Frame, frozen=True):

@@ -28,7 +28,7 @@ def load_vocabulary(
         return None, Loaded(config.context_size or ANY_SIZE)
     if backend not in specs:
         raise LoadError(f"this worker has no backend {backend}")
-    engine = specs[backend].load()()
+    engine: Backend = specs[backend].load()()
     if not isinstance(engine, HasVocabulary):
         raise LoadError(f"backend {backend} knows no vocabulary before it has loaded the whole model")
     loaded = engine.load_vocabulary(config, files)

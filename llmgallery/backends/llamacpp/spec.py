@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from llmgallery.backends.base import BackendSpec
+from llmgallery.backends.base import CAPABILITIES, BackendSpec
 
 
 class LlamaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,10 +101,10 @@ SPECULATIONS = {
 SPEC = BackendSpec(
     name="llama-cpp",
     implementation="llmgallery.backends.llamacpp.backend:LlamaCppBackend",
-    aliases=("llama", "llamacpp", "llama.cpp", "llama_cpp", "llama-cpp-python", "go-llama", "BuiltinLlama"),
+    aliases=("llama", "llamacpp", "llama.cpp", "llama_cpp", "llama-cpp-python", "go-llama", "BuiltinLlama", "LlamaCppServer"),
     options=LlamaOptions,
     formats=("gguf",),
-    capabilities=frozenset({"logprobs", "suffix"}),
+    capabilities=frozenset(CAPABILITIES) - {"images", "tools"},
     keys=KEYS,
     unset=UNSET,
     requires=("llama_cpp",),

@@ -12,7 +12,7 @@ from llmgallery.chat.formats.base import Said, WithTemplates
 from llmgallery.chat.formats.repair import caps_of, repair
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import InvalidField, TemplateError
-from llmgallery.core.messages import ImagePart, Message, Tool, ToolCall
+from llmgallery.core.messages import ImagePart, Message, RawPart, Tool, ToolCall
 from llmgallery.core.requests import ChatRequest, CompletionRequest
 from llmgallery.templates.account import CHARS_A_STEP
 from llmgallery.templates.jinja import ChatTemplate, Limits, check, compile_template
@@ -155,8 +155,9 @@ def _message(message: Message) -> dict[str, Any]:
 
 
 def _content(message: Message) -> str | list[dict[str, Any]] | None:
-    if any(isinstance(part, ImagePart) for part in message.parts):
-        return [{"type": "image"} if isinstance(part, ImagePart) else _text_part(part.text) for part in message.parts]
+    if message.images:
+        said = (part for part in message.parts if not isinstance(part, RawPart))
+        return [{"type": "image"} if isinstance(part, ImagePart) else _text_part(part.text) for part in said]
     # Some templates tell a turn that only calls tools by its null content.
     return None if message.tool_calls and not message.text else message.text
 

@@ -11,7 +11,7 @@ from typing import Any
 from llmgallery.chat.formats.base import Said, WithTemplates
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import InvalidField, TemplateError
-from llmgallery.core.messages import ImagePart, Message, Tool
+from llmgallery.core.messages import ImagePart, Message, RawPart, Tool
 from llmgallery.core.requests import ChatRequest, CompletionRequest
 from llmgallery.templates import kobold
 from llmgallery.templates.jinja_guard import Limits
@@ -93,7 +93,8 @@ def _turn(message: Message, images: Iterator[int]) -> _Turn:
 
 def _content(message: Message, images: Iterator[int]) -> str:
     """`images` numbers those of the whole chat."""
-    return "".join(f"\n(Attached Image {next(images)})\n" if isinstance(part, ImagePart) else part.text for part in message.parts)
+    said = (part for part in message.parts if not isinstance(part, RawPart))
+    return "".join(f"\n(Attached Image {next(images)})\n" if isinstance(part, ImagePart) else part.text for part in said)
 
 
 def _calls(message: Message) -> str:

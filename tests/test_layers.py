@@ -70,7 +70,7 @@ def layer(module: str) -> str:
     parts = module.split(".")[1:]
     if not parts:
         return ""
-    if parts[0] != "backends" or len(parts) < 2 or parts[1] in ("base", "loader") or parts[-1] == "spec":
+    if parts[0] != "backends" or len(parts) < 2 or parts[1] in ("base", "hardware", "loader") or parts[-1] == "spec":
         return parts[0]
     return f"backends.{parts[1]}"
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
+from llmgallery.backends.hardware import lacking
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.clues import Clues
 from llmgallery.core.errors import BackendMissing, GalleryError
@@ -91,12 +92,23 @@ class BackendSpec:
         """Those of `modules` that are not installed in this interpreter; nothing is imported."""
         return [name for name in self.modules(format) if importlib.util.find_spec(name) is None]
 
+    def lacks(self, format: str | None = None) -> str:
+        """Why it cannot load weights of this format in this interpreter on this machine, and what to do; "" = it can."""
+        if absent := list(filter(None, map(lacking, self.hardware))):
+            return f"backend {self.name} needs {' and '.join(absent)}"
+        if missing := self.missing(format):
+            return f"backend {self.name} needs {', '.join(missing)}, not installed here: {self.remedy(missing)}"
+        return ""
+
+    def remedy(self, missing: Sequence[str]) -> str:
+        """The command that installs what is missing."""
+        return f"llmgallery backends install {self.name}" if self.extra else f"pip install {' '.join(missing)}"
+
     def load(self) -> Callable[[], Any]:
         """Import the implementation (in the worker only): what makes a Backend, or at level chat a RemoteBackend. Raises
         BackendMissing."""
         if missing := self.missing():
-            command = f"llmgallery backends install {self.name}" if self.extra else f"pip install {' '.join(missing)}"
-            raise BackendMissing(f"backend {self.name} needs {', '.join(missing)}: {command}")
+            raise BackendMissing(f"backend {self.name} needs {', '.join(missing)}: {self.remedy(missing)}")
         module, _, attribute = self.implementation.partition(":")
         backend: Callable[[], Any] = getattr(importlib.import_module(module), attribute)
         return backend

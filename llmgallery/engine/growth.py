@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from typing import Literal
+from typing import Literal, Protocol
 
 from llmgallery.core.errors import GalleryError
 from llmgallery.core.events import TokenLogprob
@@ -13,6 +13,21 @@ from llmgallery.engine.runner import Runner
 from llmgallery.engine.sequence import Sequence
 
 Finish = Literal["stop", "length", "cancelled", "error"]
+
+
+class Vocabulary(Protocol):
+    """The half of a Runner that tells what tokens are."""
+
+    def piece(self, token: int) -> bytes: ...
+    def written(self, token: int) -> bytes: ...
+    def is_end(self, token: int) -> bool: ...
+
+
+def tell(sequence: Sequence, sampled: Sampled, vocabulary: Vocabulary) -> Output:
+    """The sequence goes on by what was sampled, as in `grow`, where nothing is forced: a constraint's mask does all there is."""
+    tokens, finish = _take(sequence, sampled.tokens, vocabulary)
+    text = "".join([sequence.text.feed(vocabulary.piece(token)) for token in tokens])
+    return Output(sequence.id, text, tokens, finish, sequence.usage, logprobs=sampled.logprobs[: len(tokens)])
 
 
 def grow(sequence: Sequence, sampled: Sampled, runner: Runner) -> Output:
@@ -46,11 +61,11 @@ def begin_forced(sequence: Sequence, runner: Runner) -> Output | None:
     return output if output.tokens or output.finish is not None else None
 
 
-def _take(sequence: Sequence, tokens: Items[int], runner: Runner) -> tuple[tuple[int, ...], Finish | None]:
+def _take(sequence: Sequence, tokens: Items[int], vocabulary: Vocabulary) -> tuple[tuple[int, ...], Finish | None]:
     """Those that count and are told: the answer ends with an end token, or when it is full."""
     for index, token in enumerate(tokens):
         sequence.generated.append(token)
-        if runner.is_end(token):
+        if vocabulary.is_end(token):
             return tuple(tokens[:index]), "stop"
         if sequence.is_full:
             return tuple(tokens[: index + 1]), "length"

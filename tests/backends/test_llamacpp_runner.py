@@ -8,7 +8,7 @@ import tiny_models
 from machines import answer, fresh, running, tokens
 
 from llmgallery.backends.llamacpp import api
-from llmgallery.backends.llamacpp.logprobs import LOWEST, Place, forbid, likeliest
+from llmgallery.engine.logprobs import LOWEST, Place, forbid, likeliest
 from llmgallery.core.errors import GalleryError, InvalidField
 from llmgallery.core.sampling import DEFAULTS, Sampling
 from llmgallery.engine.plan import Chunk, Plan, Sampled

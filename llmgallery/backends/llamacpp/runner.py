@@ -7,12 +7,12 @@ from collections.abc import Sequence as Items
 from dataclasses import replace
 
 from llmgallery.backends.llamacpp.api import Batch, Context, Model, Sampler
-from llmgallery.backends.llamacpp.logprobs import Place, forbid
 from llmgallery.backends.llamacpp.sampling import DrySamplers, make_sampler
 from llmgallery.core.errors import GalleryError, InvalidField
 from llmgallery.core.events import TokenLogprob
 from llmgallery.core.sampling import Sampling
 from llmgallery.engine.drafts import Drafter
+from llmgallery.engine.logprobs import Place, forbid
 from llmgallery.engine.plan import NOTHING, Chunk, Plan, Sampled
 from llmgallery.engine.runner import NoRoom
 from llmgallery.engine.sequence import Sequence

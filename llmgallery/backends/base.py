@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -13,6 +13,7 @@ import msgspec
 
 from llmgallery.backends.hardware import lacking
 from llmgallery.config.model import ModelConfig
+from llmgallery.config.outside import OptionNote
 from llmgallery.core.clues import Clues
 from llmgallery.core.errors import BackendMissing, GalleryError
 from llmgallery.core.events import Event
@@ -47,6 +48,17 @@ class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """For backends without YAML keys of their own."""
 
 
+def _is_installed(module: str) -> bool:
+    """A folder of this name that holds no package, such as a models folder called so, is none."""
+    found = importlib.util.find_spec(module)
+    return found is not None and found.origin is not None
+
+
+def _nothing(options: Mapping[str, Any]) -> Iterable[OptionNote]:
+    """Types say it all."""
+    return ()
+
+
 @dataclass(frozen=True)
 class BackendSpec:
     """What a backend is, without importing it.
@@ -59,8 +71,11 @@ class BackendSpec:
     a name, with - for _; any further word is a warning.
     `capabilities`: of CAPABILITIES, what some model can do with it; what one really can do comes back in `Loaded`.
     `requires`: importable modules; `requires_for`: further ones for weights of a format; `extra`: the pip extra that installs
-    them; `hardware`: what the machine must have. `implementation`: "module:Class".
+    them; `extras_for`: the one for a format, where it is another; `hardware`: what the machine must have.
+    `implementation`: "module:Class".
     `parameters`: names of its own generation parameters that requests may send; they come in `Sampling.extra`.
+    `beside`: options that name a file beside the model file, or an absolute path, which is what they become.
+    `judge`: what is wrong with the options that a file sets, beyond their types.
     `shared`: all its models share one worker, which sees the server's whole environment, and every request brings its model's
     configuration: for models that are elsewhere.
     """
@@ -76,6 +91,7 @@ class BackendSpec:
     requires: tuple[str, ...] = ()
     requires_for: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     extra: str = ""
+    extras_for: Mapping[str, str] = field(default_factory=dict)
     hardware: tuple[Hardware, ...] = ()
     parameters: frozenset[str] = frozenset()
     shared: bool = False
@@ -83,6 +99,8 @@ class BackendSpec:
     unset: Mapping[str, Any] = field(default_factory=dict)
     listed: Mapping[str, str] = field(default_factory=dict)
     listed_words: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    beside: frozenset[str] = frozenset()
+    judge: Callable[[Mapping[str, Any]], Iterable[OptionNote]] = _nothing
 
     def modules(self, format: str | None = None) -> tuple[str, ...]:
         """What must be importable to load weights of this format."""
@@ -90,7 +108,7 @@ class BackendSpec:
 
     def missing(self, format: str | None = None) -> list[str]:
         """Those of `modules` that are not installed in this interpreter; nothing is imported."""
-        return [name for name in self.modules(format) if importlib.util.find_spec(name) is None]
+        return [name for name in self.modules(format) if not _is_installed(name)]
 
     def lacks(self, format: str | None = None) -> str:
         """Why it cannot load weights of this format in this interpreter on this machine, and what to do; "" = it can."""
@@ -102,7 +120,10 @@ class BackendSpec:
 
     def remedy(self, missing: Sequence[str]) -> str:
         """The command that installs what is missing."""
-        return f"llmgallery backends install {self.name}" if self.extra else f"pip install {' '.join(missing)}"
+        if not self.extra:
+            return f"pip install {' '.join(missing)}"
+        more = {extra for format, extra in self.extras_for.items() if set(missing) & set(self.requires_for.get(format, ()))}
+        return f"llmgallery backends install {self.name}{''.join(f' --with {extra}' for extra in sorted(more))}"
 
     def load(self) -> Callable[[], Any]:
         """Import the implementation (in the worker only): what makes a Backend, or at level chat a RemoteBackend. Raises
@@ -173,7 +194,7 @@ class Emit(Protocol):
 
 class RemoteEmit(Protocol):
     """How a backend of level chat tells what happened. Thread-safe. Every Conversation gets `rejected`, or `accepted` and then
-    events up to one Done; every request for vectors one Pooled."""
+    events up to one Done; every request for vectors one Pooled, before it `accepted` where there are headers."""
 
     def progress(self, fraction: float) -> None: ...
     def accepted(self, id: int, headers: Mapping[str, str]) -> None: ...
@@ -229,3 +250,12 @@ class SeesImages(Protocol):
     def tokenize_with_images(self, text: str, images: Sequence[bytes], *, bos: bool) -> list[int]:
         """The rendered prompt, whose markers of images, in their order, become the tokens that stand for each image. The Job is
         given both. Raises InvalidField for bytes that are no image, and for another number of images than of markers."""
+
+
+@runtime_checkable
+class HasParameters(Protocol):
+    """A Backend with generation parameters of its own, which come in `Sampling.extra`."""
+
+    def check(self, job: Job) -> None:
+        """Whether it can do what the job, which is about to be submitted, asks of them. Raises InvalidField and UnsupportedField
+        naming the parameter."""

@@ -6,6 +6,7 @@ import ctypes.util
 import os
 import shutil
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 CUDA_DEVICES = "nvidia[0-9]*"
@@ -20,12 +21,18 @@ def lacking(hardware: str) -> str:
 
 
 def _no_cuda(devices: Path = Path("/dev")) -> str:
-    """WSL2 has the driver's library, but none of its devices."""
-    if ctypes.util.find_library("cuda") is None and not Path("/usr/lib/wsl/lib/libcuda.so.1").exists():
-        return "an NVIDIA GPU with its driver (there is no libcuda here)"
+    """The devices are looked for first: where the driver's library is, only other programs can tell. WSL2 has one device for all
+    GPUs, and keeps the library in a place of its own."""
     if not any(devices.glob(CUDA_DEVICES)) and not (devices / "dxg").exists():
-        return "an NVIDIA GPU (the driver is here, but no GPU; in a container, start it with --gpus all)"
+        return "an NVIDIA GPU (there is none here; in a container, start it with --gpus all)"
+    if not _has_driver():
+        return "the driver of the NVIDIA GPU (there is no libcuda here)"
     return ""
+
+
+@cache
+def _has_driver() -> bool:
+    return Path("/usr/lib/wsl/lib/libcuda.so.1").exists() or ctypes.util.find_library("cuda") is not None
 
 
 def cuda_compiler(environment: Mapping[str, str] = os.environ) -> str | None:

@@ -22,13 +22,10 @@ from llmgallery.core.errors import InvalidField
 from llmgallery.core.sampling import MOST_BREAKERS, sampler_order
 
 FIELD_BACKENDS = frozenset({
-    "transformers", "huggingface", "hf", "exllama", "exllama2", "exllamav2", "exllamav3", "autogptq", "gptq", "auto_gptq",
-    "autoawq", "awq", "openai", "anthropic", "cloud-proxy", "vllm", "sglang", "mlx", "openvino", "optimum", "optimum-intel",
-    "rwkv", "llama-server", "llama-ggml", "llama-stable", "go-llama", "gpt4all", "gptneox", "ggml-gptneox", "falcon",
-    "falcon-ggml", "bloomz", "stablelm", "dolly", "replit", "mpt", "starcoder", "sentencetransformers",
-    "sentence-transformers", "bert-embeddings", "rerankers", "diffusers", "whisper", "piper", "bark", "stablediffusion",
-    "stablediffusion-ggml", "langchain-huggingface", "ctransformers", "gptq_llama",
-    "vllm-cpp", "vllm-omni", "bonsai", "ds4",
+    "anthropic", "cloud-proxy", "vllm", "sglang", "mlx", "openvino", "optimum", "optimum-intel", "rwkv", "llama-server",
+    "llama-ggml", "llama-stable", "gpt4all", "gptneox", "ggml-gptneox", "falcon", "falcon-ggml", "bloomz", "stablelm",
+    "dolly", "replit", "mpt", "starcoder", "diffusers", "whisper", "piper", "bark", "stablediffusion",
+    "stablediffusion-ggml", "ctransformers", "vllm-cpp", "vllm-omni", "bonsai", "ds4", "mlx-vlm", "huggingface-embeddings",
 })  # fmt: skip
 """Engines that model files of this field name; those that are not among the specs are not here yet."""
 

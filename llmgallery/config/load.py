@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from yaml.nodes import MappingNode, SequenceNode
@@ -13,7 +14,7 @@ from yaml.nodes import MappingNode, SequenceNode
 from llmgallery.config import answers, checks, ignored
 from llmgallery.config.model import ModelConfig
 from llmgallery.config.nodes import MAX_BYTES, Unreadable, compose, kind, place
-from llmgallery.config.outside import Outside, Spec
+from llmgallery.config.outside import Outside, Spec, backend_of_format
 from llmgallery.config.presets import Lent, ReadPreset, lay_below, preset_path, read_preset
 from llmgallery.config.problems import Problem
 from llmgallery.config.readers import FAILED, Reading, struct_reader
@@ -118,6 +119,13 @@ def _in_order(problems: Iterable[Problem], path: Path) -> tuple[Problem, ...]:
     return tuple(sorted(dict.fromkeys(problems), key=lambda one: (one.path != path, one.line, one.column)))
 
 
+def _whole(folder: Path, file: str) -> Path:
+    try:
+        return folder / Path(file).expanduser()
+    except RuntimeError:  # nobody of that name has a home
+        return folder / file
+
+
 class _Model:
     """One file on its way: the keys first, then what holds between them."""
 
@@ -141,6 +149,7 @@ class _Model:
         if backend is not None:
             config = self.options(config, self.specs[backend])
             self.warnings += checks.unheeded(self.reading, self.specs[backend])
+            self.library(config, backend)
         config = self.below(config)
         checks.values(config, self.reading, self.path.stem)
         checks.weights(config, self.reading, self.specs[backend] if backend else None)
@@ -194,7 +203,18 @@ class _Model:
         if not config.weights or self.outside.recognise is None:
             return None
         format_ = self.outside.recognise(config.weights, self.path.parent)
-        return next((spec.name for spec in self.specs.values() if format_ in spec.formats), None)
+        spec = backend_of_format(format_, self.specs, self.outside.lacks)
+        return spec.name if spec is not None else None
+
+    def library(self, config: ModelConfig, backend: str) -> None:
+        """Warn of a backend that cannot run here: the file may be meant for another machine."""
+        if self.outside.lacks is None:
+            return
+        recognise, weights = self.outside.recognise, config.weights
+        format_ = recognise(weights, self.path.parent) if weights and recognise is not None else None
+        if fault := self.outside.lacks(self.specs[backend], format_):
+            key = next(key for key in ("backend", "parameters.model", "model") if key in self.reading.places)
+            self.warnings.append(Problem(self.path, *self.reading.places[key], key, fault))
 
     def reference(self, config: ModelConfig, backend: str | None) -> None:
         """Note a weights reference that can mean nothing. A file of that name, once it is there, would mean something."""
@@ -241,7 +261,22 @@ class _Model:
         else:
             # The keys have been read as plain data; the places of unknown ones come from this second reading.
             values = struct_reader(spec.options).values(node, "options", self.reading)
-        return config if values is FAILED else msgspec.structs.replace(config, options=values)
+        if values is not FAILED:
+            self.judge(values, spec)
+        return config if values is FAILED else msgspec.structs.replace(config, options=self.beside(values, spec))
+
+    def beside(self, options: dict[str, Any], spec: Spec) -> dict[str, Any]:
+        """The options with whole paths: a worker does not know where the model file is."""
+        folder = self.path.parent.absolute()
+        files = {key: value for key, value in options.items() if key in spec.beside and isinstance(value, str)}
+        return {**options, **{key: str(_whole(folder, file)) for key, file in files.items()}}
+
+    def judge(self, options: Mapping[str, Any], spec: Spec) -> None:
+        """Note what the backend says of options whose types are right."""
+        for key, message, suggestion, is_warning in spec.judge(options):
+            written = f"options.{key}" if f"options.{key}" in self.reading.places else "options"
+            problem = self.reading.at(written, message, suggestion)
+            (self.warnings if is_warning else self.reading.problems).append(problem)
 
     def template(self, config: ModelConfig) -> ModelConfig:
         """The config with the texts of its template files; notes what is wrong with templates."""

@@ -92,7 +92,7 @@ class Parameters(Section, frozen=True):
     negative_prompt_scale: float | None = None
     rope_freq_base: Annotated[Annotated[float, Meta(ge=0)] | None, Meta(description="RoPE base; 0 = the model's own")] = None
     rope_freq_scale: Annotated[Annotated[float, Meta(ge=0)] | None, Meta(description="RoPE scale; 0 = the model's own")] = None
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, Meta(description="folder of another tokenizer than the weights' own")] = None
     clip_skip: int | None = None
     encoding_format: str | None = None
     pooling: Annotated[Literal["none", "mean", "cls", "last", "rank"] | None, Meta(description="the same as options.pooling")] = (
@@ -297,18 +297,20 @@ class ModelConfig(Section, frozen=True):
         dict[str, Any] | list[str], Meta(description="the backend's own keys; LocalAI's list of key:value is read too")
     ] = {}
     engine_args: dict[str, Any] | None = None
-    type: str | None = None
-    trust_remote_code: bool | None = None
-    quantization: str | None = None
-    load_format: str | None = None
-    dtype: str | None = None
+    type: Annotated[str | None, Meta(description="class of transformers to load: AutoModelForCausalLM, AutoModel, ...")] = None
+    trust_remote_code: Annotated[bool | None, Meta(description="run Python code that came with the weights")] = None
+    quantization: Annotated[
+        str | None, Meta(description="quantise while loading: bnb_4bit, bnb_8bit; or what the files are: gptq")
+    ] = None
+    load_format: Annotated[str | None, Meta(description="safetensors, or pt: weights may be pickles, which can run code")] = None
+    dtype: Annotated[str | None, Meta(description="type of the weights in memory: float32, bfloat16, float16, auto")] = None
     gpu_memory_utilization: float | None = None
     enforce_eager: bool | None = None
     swap_space: int | None = None
-    max_model_len: int | None = None
+    max_model_len: Annotated[int | None, Meta(description="the same as context_size")] = None
     tensor_parallel_size: int | None = None
     disable_log_stats: bool | None = None
-    limit_mm_per_prompt: dict[str, int] | None = None
+    limit_mm_per_prompt: Annotated[dict[str, int] | None, Meta(description="most images of a request: {image: 4}")] = None
 
     keep_alive: Annotated[
         str | int | float | None, Meta(description="unload after this idle time, such as 15m; 0 = at once, -1 = never")

@@ -12,9 +12,10 @@ import msgspec
 from msgspec import Meta
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from llmgallery.config.backend_settings import BackendNames, BackendSetting, Places, parted, settled
 from llmgallery.config.nodes import PLAIN, Unreadable, compose, kind, place
 from llmgallery.config.problems import Problem, as_error
-from llmgallery.config.readers import FAILED, LeafReader, ListReader, Reader, Reading, struct_reader
+from llmgallery.config.readers import FAILED, LeafReader, ListReader, MapReader, Reader, Reading, struct_reader
 from llmgallery.config.suggest import adviser, levels_of, nearest
 from llmgallery.config.units import Bytes, Seconds
 
@@ -25,11 +26,13 @@ OTHER_VARIABLES = ("LLMGALLERY_CONFIG", "LLMGALLERY_DATA_DIR", "LLMGALLERY_MODEL
 
 FLAGS = {
     "api_keys": "--api-key",
+    "backends": "--backend-python",
     "allowed_hosts": "--allowed-host",
     "allowed_origins": "--allowed-origin",
     "galleries": "--gallery",
     "hub_owners": "--hub-owner",
     "licences": "--licence",
+    "media_hosts": "--media-host",
     "preload": "--preload",
 }
 """Flags that may be repeated; all others are the setting's name."""
@@ -38,7 +41,6 @@ OWN_GALLERY = "llmgallery"
 """The name of the gallery that ships with us."""
 
 _TEXT = "tag:yaml.org,2002:str"
-
 
 AutoInstall = Literal["off", "gallery", "hub"]
 
@@ -54,6 +56,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Server settings, checked. Durations in seconds (math.inf = never), sizes in bytes.
 
     `models_dir` None = paths.default_models_dir(). `api_keys` holds the keys of `api_key_file` too; empty = no key needed.
+    `backends`: by the backend's own name.
     """
 
     host: Annotated[str, Meta(description="address to listen on; 0.0.0.0 or :: = every interface")] = "127.0.0.1"
@@ -108,6 +111,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         list[str], Meta(description="licences that installs may have, such as apache-2.0 or llama*; none = any")
     ] = []
     preload: Annotated[list[str], Meta(description="models that are installed at the start, in the background")] = []
+    media_hosts: Annotated[
+        list[str], Meta(description="hosts inside this network that images of requests may be fetched from; else only outside")
+    ] = []
+    backends: Annotated[
+        dict[str, BackendSetting],
+        Meta(description="interpreters of backends' workers: NAME=PYTHON, in a file NAME: {python: PATH}; else as installed"),
+    ] = {}
 
     def hosts(self) -> frozenset[str]:
         """Host names, without ports and in lower case, that a request without a key may be sent to."""
@@ -138,17 +148,23 @@ def load_settings(
     env: Mapping[str, str] | None = None,
     file: Path | None = None,
     below: Mapping[str, Any] | None = None,
+    backends: BackendNames | None = None,
 ) -> Settings:
     """Defaults < below < file < LLMGALLERY_* variables < flags. A flag that is None or () was not given. `below`: values of
-    another program's configuration, of the right types.
+    another program's configuration, of the right types. `backends`: what the names of `backends` are checked by; each of them
+    is settled by itself.
 
     Raises ConfigError with all problems, each with its place.
     """
     problems: list[Problem] = []
     values = dict(below or {})
-    values |= _from_file(file, problems) if file is not None else {}
-    values |= _from_env(env or {}, problems)
-    values |= _from_flags(flags or {}, problems)
+    layers = [
+        _from_file(file, problems, backends) if file is not None else {},
+        _from_env(env or {}, problems, backends),
+        _from_flags(flags or {}, problems, backends),
+    ]
+    for layer in layers:
+        values |= {**layer, "backends": {**values.get("backends", {}), **layer["backends"]}} if "backends" in layer else layer
     if (key_file := values.get("api_key_file")) is not None:
         values["api_keys"] = [*values.get("api_keys", []), *_read_keys(key_file, problems)]
     _check(values, problems)
@@ -171,7 +187,7 @@ def setting_rows() -> list[SettingRow]:
     for field in msgspec.structs.fields(Settings):
         meta = field.type.__metadata__[-1]
         default = getattr(DEFAULTS, field.name)
-        shown = "" if default in (None, []) else f"{float(default):g}s" if isinstance(default, Seconds) else str(default)
+        shown = "" if default in (None, [], {}) else f"{float(default):g}s" if isinstance(default, Seconds) else str(default)
         rows.append(SettingRow(field.name, flag_of(field.name), variable_of(field.name), shown, meta.description))
     return rows
 
@@ -186,7 +202,7 @@ def variable_of(name: str) -> str:
     return PREFIX + name.upper()
 
 
-def _from_file(path: Path, problems: list[Problem]) -> dict[str, Any]:
+def _from_file(path: Path, problems: list[Problem], backends: BackendNames | None) -> dict[str, Any]:
     try:
         root = compose(path.read_bytes(), path)
     except OSError as error:
@@ -202,6 +218,8 @@ def _from_file(path: Path, problems: list[Problem]) -> dict[str, Any]:
         return {}
     reading = Reading(path, adviser(levels_of(Settings), OTHER_NAMES, "`llmgallery serve --help` names all settings"))
     values: dict[str, Any] = struct_reader(Settings).values(root, "", reading)
+    if found := values.get("backends"):
+        values["backends"] = settled(found, Places.of(reading, path), backends, reading.problems, path.parent)
     problems += reading.problems
     for name in ("models_dir", "api_key_file"):
         if name in values:  # a file's paths start where the file lies, not where the server was started
@@ -211,7 +229,7 @@ def _from_file(path: Path, problems: list[Problem]) -> dict[str, Any]:
     return values
 
 
-def _from_env(env: Mapping[str, str], problems: list[Problem]) -> dict[str, Any]:
+def _from_env(env: Mapping[str, str], problems: list[Problem], backends: BackendNames | None) -> dict[str, Any]:
     fields = struct_reader(Settings).fields
     known = {variable_of(name): name for name in fields} | {"LLMGALLERY_API_KEY": "api_keys"}
     values: dict[str, Any] = {}
@@ -224,6 +242,8 @@ def _from_env(env: Mapping[str, str], problems: list[Problem]) -> dict[str, Any]
         elif text:
             name = known[variable]
             _put(values, name, _read(fields[name][1], text.split(",") if _is_list(fields[name][1]) else text, variable, problems))
+            if name == "backends" and name in values:
+                values[name] = settled(values[name], Places(variable, {}), backends, problems)
     return values
 
 
@@ -245,13 +265,15 @@ def _of_kubernetes(variable: str, text: str) -> bool:
     return text.startswith(("tcp://", "udp://")) or bool(re.match(r"LLMGALLERY_(SERVICE_|PORT_\d)", variable))
 
 
-def _from_flags(flags: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
+def _from_flags(flags: Mapping[str, Any], problems: list[Problem], backends: BackendNames | None) -> dict[str, Any]:
     fields = struct_reader(Settings).fields
     values: dict[str, Any] = {}
     for name, value in flags.items():
         if value is not None and value != ():
             texts = [str(item) for item in value] if isinstance(value, (list, tuple)) else str(value)
             _put(values, name, _read(fields[name][1], texts, flag_of(name), problems))
+            if name == "backends" and name in values:
+                values[name] = settled(values[name], Places(flag_of(name), {}), backends, problems)
     return values
 
 
@@ -266,6 +288,9 @@ def _read(reader: Reader, text: str | list[str], source: str, problems: list[Pro
     if isinstance(reader, ListReader):
         items = [text] if isinstance(text, str) else [item.strip() for item in text]
         node = SequenceNode("seq", [ScalarNode(_TEXT, item) for item in items if item])
+    elif isinstance(reader, MapReader):
+        items = [text] if isinstance(text, str) else [item.strip() for item in text]
+        return parted([item for item in items if item], source, problems)
     else:
         assert isinstance(reader, LeafReader)
         node = ScalarNode(_TEXT if reader.takes_text else PLAIN, text)
@@ -275,7 +300,7 @@ def _read(reader: Reader, text: str | list[str], source: str, problems: list[Pro
 
 
 def _is_list(reader: Reader) -> bool:
-    return isinstance(reader, ListReader)
+    return isinstance(reader, ListReader | MapReader)
 
 
 def _read_keys(path: Path, problems: list[Problem]) -> list[str]:

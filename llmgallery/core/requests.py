@@ -14,7 +14,8 @@ class ChatRequest(msgspec.Struct, frozen=True, tag="chat", omit_defaults=True):
     """One answer to a conversation. `stop` are strings; `template_vars` reach the chat template;
     `continue_final`: the last message is to be continued, not followed. `add_generation_prompt`: the prompt ends with the
     beginning of an assistant's message. `logprobs`: None = none; k = of each token,
-    with the k likeliest of its place. `extra`: fields that nobody here knows.
+    with the k likeliest of its place. `extra`: fields as they came that nobody here reads, under OpenAI's names; models that are
+    elsewhere get them, and where they say what another field of this says, they are the client's own words.
 
     `tool_choice`: whether one of `tools` may or must be called; `forced_tool`: the one that must be.
     `parallel_tool_calls`: more than one may be called at once. `reasoning_effort` and
@@ -55,20 +56,23 @@ class CompletionRequest(msgspec.Struct, frozen=True, tag="completion", omit_defa
 
 
 class EmbedRequest(msgspec.Struct, frozen=True, tag="embed", omit_defaults=True):
-    """Vectors of texts, or of token ids as they are. `dimensions`: only the first ones. `truncate`: cut what is too long."""
+    """Vectors of texts, or of token ids as they are. `dimensions`: only the first ones. `truncate`: cut what is too long.
+    `extra`: fields as they came that only models that are elsewhere may know."""
 
     inputs: tuple[str | tuple[int, ...], ...]
     dimensions: int | None = None
     normalize: bool = True
     truncate: bool = False
+    extra: dict[str, Any] = {}
 
 
 class RerankRequest(msgspec.Struct, frozen=True, tag="rerank", omit_defaults=True):
-    """How well each document answers the query. `truncate`: cut what is too long."""
+    """How well each document answers the query. `truncate`: cut what is too long. `extra`: as in EmbedRequest."""
 
     query: str
     documents: tuple[str, ...]
     truncate: bool = False
+    extra: dict[str, Any] = {}
 
 
 Request = ChatRequest | CompletionRequest

@@ -1,6 +1,5 @@
 """What a machine lacks is told in words, and nothing heavy is imported for it."""
 
-import ctypes.util
 from pathlib import Path
 
 import pytest
@@ -8,27 +7,29 @@ import pytest
 from llmgallery.backends import hardware
 
 
-def test_a_machine_without_the_driver_is_told_so(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(ctypes.util, "find_library", lambda name: None)
-    assert "libcuda" in hardware._no_cuda(tmp_path)
+@pytest.fixture(autouse=True)
+def driver(monkeypatch) -> dict[str, bool]:
+    """Whether the machine has one."""
+    said = {"there": True}
+    monkeypatch.setattr(hardware, "_has_driver", lambda: said["there"])
+    return said
 
 
-def test_a_driver_without_a_gpu_is_told_so(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(ctypes.util, "find_library", lambda name: "libcuda.so.1")
-    assert "--gpus all" in hardware._no_cuda(tmp_path)
-
-
-@pytest.mark.parametrize("device", ["nvidia0", "dxg"])
-def test_a_gpu_is_seen(monkeypatch, tmp_path: Path, device: str) -> None:
-    monkeypatch.setattr(ctypes.util, "find_library", lambda name: "libcuda.so.1")
+@pytest.mark.parametrize("device", ["nvidia0", "nvidia11", "dxg"])
+def test_a_gpu_is_seen(tmp_path: Path, device: str) -> None:
     (tmp_path / device).touch()
     assert hardware._no_cuda(tmp_path) == ""
 
 
-def test_control_devices_are_no_gpu(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(ctypes.util, "find_library", lambda name: "libcuda.so.1")
+def test_control_devices_are_no_gpu(tmp_path: Path) -> None:
     (tmp_path / "nvidiactl").touch()
-    assert hardware._no_cuda(tmp_path) != ""
+    assert "--gpus all" in hardware._no_cuda(tmp_path)
+
+
+def test_a_gpu_without_its_driver_is_told_so(tmp_path: Path, driver: dict[str, bool]) -> None:
+    (tmp_path / "nvidia0").touch()
+    driver["there"] = False
+    assert "libcuda" in hardware._no_cuda(tmp_path)
 
 
 def test_the_compiler_is_found_where_the_environment_says(tmp_path: Path) -> None:

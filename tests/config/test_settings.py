@@ -1,8 +1,10 @@
 import math
+import sys
 from pathlib import Path
 
 import pytest
 
+from llmgallery.config.backend_settings import BackendSetting
 from llmgallery.config.settings import DEFAULTS, GallerySetting, Settings, is_loopback, load_settings, setting_rows
 from llmgallery.core.errors import ConfigError
 
@@ -179,7 +181,8 @@ VARIABLES = {
     "stream_hold": "3s", "load_wait": "4s", "max_queue_wait": "5s", "keep_alive": "6m", "memory_budget": "7GiB", "drain": "8",
     "allowed_hosts": "x.example,y", "allowed_origins": "https://x.example", "watch": "poll", "log_level": "error",
     "hub_token": "hf_x", "auto_install": "off", "galleries": "mine=/index.yaml", "hub_owners": "Qwen",
-    "install_size_limit": "9GB", "licences": "mit", "preload": "pocket,other",
+    "install_size_limit": "9GB", "licences": "mit", "preload": "pocket,other", "media_hosts": "images.example,10.0.0.7",
+    "backends": f"echo={sys.executable}",
 }  # fmt: skip
 
 
@@ -198,3 +201,48 @@ def test_values_of_another_program_lie_below_all_else() -> None:
     below = {"port": 1, "host": "0.0.0.0", "log_level": "debug"}
     settings = load_settings({"host": "::1"}, {"LLMGALLERY_PORT": "2"}, below=below)
     assert (settings.host, settings.port, settings.log_level) == ("::1", 2, "debug")
+
+
+# --- interpreters of backends ------------------------------------------------------------------------------------------------
+
+NAMES = {"transformers": "transformers", "hf": "transformers", "exllamav2": "exllamav2"}
+
+
+def test_interpreters_of_backends_from_all_layers_by_their_own_names(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_text("")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "link").symlink_to("a")
+    file = tmp_path / "settings.yaml"
+    file.write_text("backends:\n  HF: {python: link}\n  exllamav2:\n    python: ./c\n")
+    found = load_settings({}, {}, file, backends=lambda: NAMES).backends
+    assert found == {
+        "transformers": BackendSetting(tmp_path / "link"),  # not what it leads to: the link is what makes it a venv's
+        "exllamav2": BackendSetting(tmp_path / "c"),
+    }
+    env = {"LLMGALLERY_BACKENDS": f"transformers={tmp_path}/b, exllamav2={tmp_path}/b"}
+    found = load_settings({"backends": (f"exllamav2={tmp_path}/a",)}, env, file, backends=lambda: NAMES).backends
+    assert [str(found[name].python) for name in ("transformers", "exllamav2")] == [f"{tmp_path}/b", f"{tmp_path}/a"]
+
+
+def test_what_is_wrong_with_interpreters_is_told_with_its_place(tmp_path: Path) -> None:
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("")
+    (tmp_path / "text").write_text("")
+    file = tmp_path / "settings.yaml"
+    file.write_text(
+        "backends:\n  transformer: {python: /x}\n  transformers: {python: .}\n  exllamav2:\n    python: text\n    pyton: x\n"
+        "  hf: {python: gone}\n"
+    )
+    found = problems({"backends": ("vllm=/x", "hf")}, {"LLMGALLERY_BACKENDS": "hf=/no/where"}, file, None, lambda: NAMES)
+    assert sorted(found) == sorted([
+        f"{file}:2:3: backends.transformer: there is no backend transformer; did you mean transformers?",
+        f"{file}:3:3: backends.transformers: {tmp_path} is a folder, not a Python interpreter; did you mean {python}?",
+        f"{file}:4:3: backends.exllamav2: {tmp_path}/text cannot be executed; chmod +x {tmp_path}/text",
+        f"{file}:6:5: backends.exllamav2.pyton: unknown key; `llmgallery serve --help` names all settings",
+        f"{file}:7:3: backends.hf: there is no Python interpreter {tmp_path}/gone",
+        "LLMGALLERY_BACKENDS: there is no Python interpreter /no/where",
+        "--backend-python: there is no backend vllm; backends: exllamav2, transformers",
+        "--backend-python: 'hf' names no interpreter; write it like transformers=/path/to/python",
+    ])  # fmt: skip

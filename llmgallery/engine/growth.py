@@ -39,7 +39,7 @@ def grow(sequence: Sequence, sampled: Sampled, runner: Runner) -> Output:
     logprobs, error = sampled.logprobs[: len(tokens)], sampled.error
     if finish is None and error is None and sequence.constraint is not None:
         before = len(sequence.generated)
-        forced, finish, error = _force(sequence, sequence.constraint, runner)
+        forced, finish, error = force(sequence, sequence.constraint, runner)
         tokens += forced
         if sequence.logprobs is not None:
             logprobs += tuple(TokenLogprob(token, runner.written(token), None) for token in forced)
@@ -72,12 +72,13 @@ def _take(sequence: Sequence, tokens: Items[int], vocabulary: Vocabulary) -> tup
     return tuple(tokens), "length" if sequence.is_full else None
 
 
-def _force(
-    sequence: Sequence, constraint: Constraint, runner: Runner
+def force(
+    sequence: Sequence, constraint: Constraint, vocabulary: Vocabulary
 ) -> tuple[tuple[int, ...], Finish | None, GalleryError | None]:
+    """The sequence goes on by what its constraint forces now; what of it is told, and how it ends."""
     before = len(sequence.generated)
     try:
-        told, finish = _take(sequence, constraint.forced(), runner)
+        told, finish = _take(sequence, constraint.forced(), vocabulary)
         for token in sequence.generated[before:]:
             constraint.accept(token)
     except GalleryError as exc:

@@ -30,19 +30,22 @@ from llmgallery.engine.repetition import Words, dry_penalties
 
 Floats = NDArray[np.float32]
 _MIROSTAT_TOKENS = 100
+_BLOCK = 256
 
 
 @dataclass
 class Candidates:
-    """Tokens that may still come, at least one, with their logits. `ranked`: the highest logit first."""
+    """Tokens that may still come, at least one, with their logits. `ranked`: the highest logit first. `whole`: all tokens of the
+    vocabulary, each at the place of its number."""
 
     tokens: NDArray[np.int64]
     logits: Floats
     ranked: bool = False
+    whole: bool = False
 
     def keep(self, places: Any) -> None:
         """Only those at the places: a slice, a mask, or indices in their new order."""
-        self.tokens, self.logits = self.tokens[places], self.logits[places]
+        self.tokens, self.logits, self.whole = self.tokens[places], self.logits[places], False
 
     def rank(self) -> None:
         if not self.ranked:
@@ -51,6 +54,8 @@ class Candidates:
 
     def find(self, tokens: Iterable[int]) -> NDArray[np.int64]:
         """The places of those that are candidates."""
+        if self.whole:
+            return np.array(sorted(token for token in set(tokens) if 0 <= token < len(self.tokens)), np.int64)
         return np.flatnonzero(np.isin(self.tokens, list(tokens)))
 
     def probabilities(self) -> Floats:
@@ -113,7 +118,7 @@ class Sampler:
         return min(int(np.searchsorted(sums, self._random.random() * sums[-1], side="right")), len(sums) - 1)
 
     def _distribution(self, logits: Floats) -> tuple[NDArray[np.int64], Floats]:
-        left = Candidates(np.arange(len(logits)), np.array(logits, np.float32))
+        left = Candidates(np.arange(len(logits)), np.array(logits, np.float32), whole=True)
         with np.errstate(divide="ignore", over="ignore", under="ignore", invalid="ignore"):
             for token, bias in self._chain.biases.items():
                 left.logits[token] += np.float32(bias)
@@ -135,7 +140,7 @@ class Sampler:
                 _top_n_sigma(n, left)
             case TopK(k):
                 if not left.ranked and k < len(left.tokens):
-                    left.keep(np.argpartition(-left.logits, k)[:k])
+                    left.keep(_highest(left.logits, k))
                 left.rank()
                 left.keep(slice(k))
             case Typical(p):
@@ -172,6 +177,20 @@ class Sampler:
         left.rank()
         reaching = int((left.probabilities() >= np.float32(step.threshold)).sum())
         left.keep(slice(max(0, reaching - 1), None))
+
+
+def _highest(logits: Floats, k: int) -> NDArray[np.int64]:
+    """The places of the k highest logits, in no order. The k-th highest of the maxima of blocks is a bound that k logits reach at
+    least, and few others: of a large vocabulary only these are looked at closely."""
+    blocks = len(logits) // _BLOCK
+    if blocks < 4 * k:
+        return np.argpartition(-logits, k)[:k]
+    maxima = logits[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
+    reaching = np.flatnonzero(logits >= np.partition(maxima, blocks - k)[blocks - k])
+    if len(reaching) == k:
+        return reaching
+    chosen: NDArray[np.int64] = reaching[np.argpartition(-logits[reaching], k)[:k]]
+    return chosen
 
 
 def _top_n_sigma(n: float, left: Candidates) -> None:

@@ -139,3 +139,62 @@ def test_the_end_of_a_withdrawn_answer() -> None:
 def test_tokens_of_another_vocabulary_are_refused() -> None:
     with pytest.raises(InvalidField, match="token 257 is not in the vocabulary of 257 tokens"):
         chooser(Job(1, (1, 257), GREEDY))
+
+
+class Forcing(Only):
+    """Forces as many tokens as it is told to, call by call."""
+
+    def __init__(self, tokens: bytes, *counts: int) -> None:
+        super().__init__(tokens)
+        self._counts = list(counts)
+
+    def forced(self) -> list[int]:
+        return self._left[: self._counts.pop(0)] if self._counts else []
+
+
+def test_what_a_constraint_forces_is_told_with_the_token_before_it() -> None:
+    job = Job(1, (1,), GREEDY, logprobs=0, constraint=Forcing(b"abcd", 0, 2, 0))
+    made = Chooser(job, Bytes(), vocab_size=SIZE, ends=(END,), context_size=100, forces=True)
+    assert made.begin() is None
+    first, second, third = (made.choose(favouring(5)) for _ in range(3))
+    assert (first.token, first.forced, first.output.text, first.output.tokens) == (97, (98, 99), "abc", (97, 98, 99))
+    assert [entry.logprob is None for entry in first.output.logprobs] == [False, True, True]
+    assert first.output.usage.completion_tokens == 3 and first.output.finish is None
+    assert (second.token, second.forced, second.output.text) == (100, (), "d")
+    assert (third.token, third.output.finish) == (END, "stop")
+
+
+def test_what_is_forced_can_come_first_and_end_the_answer() -> None:
+    job = Job(1, (1,), GREEDY, constraint=Forcing(b"ab", 3))
+    begun = Chooser(job, Bytes(), vocab_size=SIZE, ends=(END,), context_size=100, forces=True).begin()
+    assert begun is not None and begun.forced == (97, 98, END)
+    assert (begun.output.text, begun.output.tokens, begun.output.finish) == ("ab", (97, 98), "stop")
+
+
+def test_who_does_not_take_forced_tokens_gets_them_by_the_mask() -> None:
+    made = chooser(Job(1, (1,), GREEDY, constraint=Forcing(b"ab", 2)))
+    assert made.begin() is None
+    assert [made.choose(favouring(5)).token for _ in range(3)] == [97, 98, END]
+
+
+def test_penalties_know_what_was_forced() -> None:
+    job = Job(1, (1,), Sampling(temperature=0.0, presence_penalty=9.0, repeat_last_n=-1), constraint=Loose(b"zz"))
+    made = Chooser(job, Bytes(), vocab_size=SIZE, ends=(END,), context_size=100, forces=True)
+    made.begin()
+    assert made.choose(favouring(ord("z"))).token != ord("z")
+
+
+class Loose:
+    """Forces a beginning, then allows everything."""
+
+    def __init__(self, tokens: bytes) -> None:
+        self._left = [*tokens]
+
+    def mask(self) -> bytes | None:
+        return None
+
+    def accept(self, token: int) -> None: ...
+
+    def forced(self) -> list[int]:
+        left, self._left = self._left, []
+        return left

@@ -7,23 +7,43 @@ import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from llmgallery.catalog.download import MEND_CACHE, Download, FreeBytes, Tell, check_space, disk_error, free_bytes
 from llmgallery.catalog.hub_cache import RepoCache, find_cached
 from llmgallery.catalog.hub_client import FileMeta, HubClient, Sleep
 from llmgallery.catalog.hub_read import read_part
-from llmgallery.catalog.hub_repo import Repo
+from llmgallery.catalog.hub_repo import Repo, RepoFile
 from llmgallery.catalog.hub_settings import HubSettings
 from llmgallery.catalog.partial import Expected, Place, partial_size
 from llmgallery.catalog.reference import HubReference, choose_file, split_parts
 from llmgallery.catalog.remote import FileRemote, HubRemote, Remote, WebRemote
+from llmgallery.catalog.repo_folder import as_folder, chosen, names_weights, stands_for_folder
+from llmgallery.catalog.together import together
 from llmgallery.core.errors import Cancelled, HubGated, HubNotFound, HubOffline, HubUnavailable
 
 log = logging.getLogger(__name__)
 OnProgress = Callable[[int, int], None]
 """Called with (bytes here, bytes in all); in the caller's own task."""
+
+
+AT_ONCE = 8
+"""Files that the Hub is asked about at the same time."""
+
+
+class _Folder(NamedTuple):
+    """A folder of a repo, and its files."""
+
+    repo: Repo
+    files: tuple[RepoFile, ...]
+
+
+class _Wanted(NamedTuple):
+    """What a reference means now: single files, or a folder."""
+
+    metas: list[FileMeta] = []  # noqa: RUF012 - never changed
+    folder: _Folder | None = None
 
 
 class _Flight:
@@ -94,11 +114,12 @@ class Hub:
         return find_cached(self.settings.cache_dir, ref)
 
     async def ensure(self, ref: HubReference, on_progress: OnProgress | None = None) -> list[Path]:
-        """The files of `ref`, downloaded where they are not cached: one, or all parts of a split GGUF, first part first.
+        """The files of `ref`, downloaded where they are not cached: one, or all parts of a split GGUF, first part first, or the
+        folder of a snapshot in which everything is that a model is loaded from.
 
         All callers of one reference share one download; a caller that is cancelled leaves it running. A full commit that is
         cached needs no request; another revision needs one, and is served from the cache when the Hub does not answer.
-        Raises HubError.
+        Raises HubError, and BadWeights for weights that may run code.
         """
         flight = self._flights.get(ref)
         if flight is None:
@@ -162,13 +183,15 @@ class Hub:
                 return cached
             self._refuse_offline(ref)
             try:
-                metas = await self._resolve(ref, attempts=1 if cached else None)
+                wanted = await self._resolve(ref, attempts=1 if cached else None)
             except (HubUnavailable, HubGated) as error:
                 if not cached:
                     raise
                 log.warning("%s is served as it is cached: %s", ref, error.message)
                 return cached
-            return await self._fetch(ref, metas, flight)
+            if wanted.folder is None:
+                return await self._fetch(ref, wanted.metas, flight)
+            return await self._fetch_folder(ref, wanted.folder, flight)
         except OSError as exc:
             raise disk_error(exc, self.settings.cache_dir) from exc
         finally:
@@ -180,22 +203,47 @@ class Hub:
                 f"{ref} is not in {self.settings.cache_dir}, and HF_HUB_OFFLINE forbids to fetch it: unset it, or copy it there"
             )
 
-    async def _resolve(self, ref: HubReference, attempts: int | None) -> list[FileMeta]:
+    async def _resolve(self, ref: HubReference, attempts: int | None) -> _Wanted:
         """What the files are, all at the commit that the first answer names."""
         file, revision = ref.file, ref.revision
-        if file is None:
+        if ref.whole is not None or file is None or stands_for_folder(file):
             revision, files = await self._client.list_files(ref.repo, revision, attempts)
+            if (folder := as_folder(ref, files)) is not None:
+                repo = await self._client.describe(ref.repo, revision)
+                return _Wanted(folder=_Folder(repo, chosen(folder, repo.files)))
+        if file is None:
             try:
                 file = choose_file(files, ref.quant)
             except HubNotFound as error:
                 raise HubNotFound(f"{ref}: {error.message}: {', '.join(error.hints)}", field="file", hints=error.hints) from error
         first, *others = split_parts(file)
         meta = await self._client.metadata(ref.repo, revision, first, attempts)
-        return [meta, *[await self._client.metadata(ref.repo, meta.commit, part, attempts) for part in others]]
+        return _Wanted([meta, *[await self._client.metadata(ref.repo, meta.commit, part, attempts) for part in others]])
 
-    async def _fetch(self, ref: HubReference, metas: list[FileMeta], flight: _Flight) -> list[Path]:
-        cache = RepoCache(self.settings.cache_dir, ref.repo)
-        total = sum(meta.size for meta in metas)
+    async def _fetch_folder(self, ref: HubReference, folder: _Folder, flight: _Flight) -> list[Path]:
+        """Its files, those first that say what the others are. The listing comes before all of them: from then on a snapshot that
+        is not whole is known as such."""
+        cache, commit = RepoCache(self.settings.cache_dir, ref.repo), folder.repo.commit
+        files = sorted(folder.files, key=lambda file: (names_weights(file.path), file.path))
+        absent = [file for file in files if not await asyncio.to_thread(_is_here, cache, commit, file)]
+        slots = asyncio.Semaphore(AT_ONCE)
+        metas = await together([self._meta(slots, ref.repo, commit, file) for file in absent])
+        if absent or cache.listing(commit) is None:
+            with suppress(*(() if absent else (OSError,))):
+                await asyncio.to_thread(cache.write_listing, commit, folder.repo.files, full=True)
+        await self._fetch(ref, metas, flight, commit, sum(file.size or 0 for file in files if file not in absent))
+        return [cache.snapshot(commit)]
+
+    async def _meta(self, slots: asyncio.Semaphore, repo: str, commit: str, file: RepoFile) -> FileMeta:
+        async with slots:
+            return await self._client.metadata(repo, commit, file.path)
+
+    async def _fetch(
+        self, ref: HubReference, metas: list[FileMeta], flight: _Flight, commit: str | None = None, here: int = 0
+    ) -> list[Path]:
+        """`commit`: None = that of the first file. `here`: bytes of further files, that need not be fetched."""
+        cache, commit = RepoCache(self.settings.cache_dir, ref.repo), commit or metas[0].commit
+        total = here + sum(meta.size for meta in metas)
         absent = [meta for meta in metas if not cache.pointer(meta.commit, meta.file).is_file()]
         fresh = [meta for meta in absent if not cache.blob(meta.etag).is_file()]
         missing = sum(
@@ -210,7 +258,7 @@ class Hub:
             before += meta.size
         flight.tell(total, total)
         with suppress(*(() if absent else (OSError,))):  # a cache that is read-only and complete is good enough
-            await asyncio.to_thread(cache.write_ref, ref.revision, metas[0].commit)
+            await asyncio.to_thread(cache.write_ref, ref.revision, commit)
         return [cache.pointer(meta.commit, meta.file) for meta in metas]
 
 
@@ -222,3 +270,19 @@ def blob_place(cache: RepoCache, etag: str) -> Place:
 
 def _teller(flight: _Flight, before: int, total: int) -> Tell:
     return lambda done, _: flight.tell(min(before + done, total), total)
+
+
+def _is_here(cache: RepoCache, commit: str, file: RepoFile) -> bool:
+    """It lies in the snapshot. What has another size than it should, is none of it, and goes. Blocks."""
+    path = cache.pointer(commit, file.path)
+    try:
+        if file.size is None or path.stat().st_size == file.size:
+            return path.is_file()
+        log.warning("%s is cut, and fetched again", path)
+        blob = path.resolve()
+        path.unlink()
+        if blob.parent == (cache.folder / "blobs").resolve():
+            blob.unlink(missing_ok=True)
+    except FileNotFoundError:
+        pass
+    return False

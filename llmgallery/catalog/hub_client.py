@@ -6,7 +6,6 @@ Protocol: https://huggingface.co/docs/hub/api and the headers that huggingface_h
 from __future__ import annotations
 
 import asyncio
-import difflib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,7 +16,7 @@ import httpx
 import msgspec
 
 from llmgallery import __version__
-from llmgallery.catalog.hub_repo import Repo, read_repo
+from llmgallery.catalog.hub_repo import Repo, near_names, read_repo
 from llmgallery.catalog.hub_settings import HubSettings
 from llmgallery.catalog.reach import check_redirect, is_inside, outside_only
 from llmgallery.catalog.reference import check_file
@@ -32,9 +31,6 @@ QUICK_ATTEMPTS = 3
 
 MAX_ANSWER = 32 << 20
 """Bytes of an answer of the API: a repo of 100,000 files takes less."""
-
-MAX_COMPARED = 1000
-"""Names of a repo among which near ones are looked for: that takes a fifth of a second."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ETAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -338,18 +334,6 @@ def _refusal(response: httpx.Response, wanted: Wanted, endpoint: str) -> HubErro
     if status in (401, 403):
         return HubGated(f"{page} answered {status}{because}: {token}")
     return HubUnavailable(f"{response.request.url} answered {status}{because}")
-
-
-def near_names(file: str, files: list[str]) -> tuple[str, ...]:
-    """At most five of `files`, nearest first, without regard to case; by path, then by last name alone. Of very many, those
-    are compared that end alike."""
-    ending = file.lower().rpartition(".")[2]
-    files = sorted(files, key=lambda name: not name.lower().endswith(ending))[:MAX_COMPARED]
-    by_lower = {name.lower(): name for name in files}
-    by_last = {name.lower().rsplit("/", 1)[-1]: name for name in files}
-    near = [by_lower[key] for key in difflib.get_close_matches(file.lower(), by_lower, n=5, cutoff=0.5)]
-    near += [by_last[key] for key in difflib.get_close_matches(file.lower().rsplit("/", 1)[-1], by_last, n=5, cutoff=0.6)]
-    return tuple(dict.fromkeys(near))[:5]
 
 
 def _read_metadata(response: httpx.Response, repo: str, file: str) -> FileMeta:

@@ -5,6 +5,7 @@ Shapes: https://huggingface.co/docs/hub/api and huggingface_hub's ModelInfo.
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Any
 
@@ -16,6 +17,9 @@ from llmgallery.core.errors import ConfigError
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_WORD = 100
+
+MAX_COMPARED = 1000
+"""Names of a repo among which near ones are looked for: that takes a fifth of a second."""
 
 
 class RepoFile(msgspec.Struct, frozen=True):
@@ -113,3 +117,15 @@ def _is_plain(path: str) -> bool:
     except ConfigError:
         return False
     return True
+
+
+def near_names(file: str, files: list[str]) -> tuple[str, ...]:
+    """At most five of `files`, nearest first, without regard to case; by path, then by last name alone. Of very many, those
+    are compared that end alike."""
+    ending = file.lower().rpartition(".")[2]
+    files = sorted(files, key=lambda name: not name.lower().endswith(ending))[:MAX_COMPARED]
+    by_lower = {name.lower(): name for name in files}
+    by_last = {name.lower().rsplit("/", 1)[-1]: name for name in files}
+    near = [by_lower[key] for key in difflib.get_close_matches(file.lower(), by_lower, n=5, cutoff=0.5)]
+    near += [by_last[key] for key in difflib.get_close_matches(file.lower().rsplit("/", 1)[-1], by_last, n=5, cutoff=0.6)]
+    return tuple(dict.fromkeys(near))[:5]

@@ -25,15 +25,26 @@ _WEIGHTS_SUFFIX = re.compile(r"\.(gguf|ggml|bin|safetensors|pt|pth|onnx|xml)$", 
 _NOT_A_MODEL = re.compile(r"(^|[-_./])(mmproj|imatrix)([-_.]|$)", re.I)
 
 
+class Whole(msgspec.Struct, frozen=True):
+    """The repo's own folder is meant. `pickles`: also weights that can run code when they are read; `code`: also program text;
+    `subfolder`: the model lies there, and what belongs to its text around it."""
+
+    pickles: bool = False
+    code: bool = False
+    subfolder: str = ""
+
+
 class HubReference(msgspec.Struct, frozen=True):
     """Files of a Hub repo. `file` is a path inside it, `quant` part of a file's name; never both. An instance is safe to
-    build URLs and cache paths from: malformed values raise ConfigError.
+    build URLs and cache paths from: malformed values raise ConfigError. `whole`: a folder of weights is meant, in which `file`
+    then is the only weights file; None = a GGUF file where there is one, else a folder without pickles and program text.
     """
 
     repo: str
     file: str | None = None
     quant: str | None = None
     revision: str = "main"
+    whole: Whole | None = None
 
     def __post_init__(self) -> None:
         _check_repo(self.repo)

@@ -18,11 +18,11 @@ from llmgallery.catalog import formats
 from llmgallery.catalog.companions import absent
 from llmgallery.catalog.formats import YAML_SUFFIXES
 from llmgallery.catalog.index import Broken, Entry, Snapshot, Source, build
-from llmgallery.catalog.weights import check_whole, listed, malformed, recognise, trained_context
+from llmgallery.catalog.weights import check_folder, check_whole, listed, malformed, recognise, trained_context
 from llmgallery.config.checks import name_fault
 from llmgallery.config.load import LoadedModel, load_model
 from llmgallery.config.model import ModelConfig, Parameters
-from llmgallery.config.outside import Outside, Spec
+from llmgallery.config.outside import Outside, Spec, backend_of_format
 from llmgallery.config.problems import Problem
 from llmgallery.config.templates import read_sidecar, sidecar_path, with_sidecar
 from llmgallery.core.errors import BadWeights
@@ -219,7 +219,8 @@ class Registry:
             found = formats.detect(path)
             if not _is_meant(path, found):
                 return None
-            backend = next((spec.name for spec in self.specs.values() if found in spec.formats), None)
+            spec = backend_of_format(found, self.specs, self._outside.lacks)
+            backend = spec.name if spec is not None else None
             fault = _fault(path, found, backend)
         except FileNotFoundError:
             return None
@@ -258,12 +259,13 @@ def _fault(path: Path, found: str | None, backend: str | None) -> Problem | str 
         return "is in no format that is known here" if path.stat().st_size else "is empty: it has 0 bytes"
     if backend is None:
         return f"holds {found} weights, which no backend here loads"
-    if found != formats.GGUF:
-        return None
-    if path.is_dir():
+    if found == formats.GGUF and path.is_dir():
         return _several(path)
     try:
-        check_whole(path)
+        if path.is_dir():
+            check_folder(path)
+        elif found == formats.GGUF:
+            check_whole(path)
     except BadWeights as error:
         return error.message.removeprefix(str(path)).removeprefix(":").strip()
     return None

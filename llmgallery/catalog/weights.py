@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmgallery.catalog import folder as folders
 from llmgallery.catalog import formats, gguf
-from llmgallery.catalog.reference import HubReference, parse_reference
+from llmgallery.catalog.engines import E, able
+from llmgallery.catalog.reference import HubReference, Whole, parse_reference
+from llmgallery.catalog.repo_folder import names_weights
+from llmgallery.catalog.safetensors import check_whole as check_safetensors
+from llmgallery.catalog.shards import missing_shards
 from llmgallery.config.model import ModelConfig
 from llmgallery.config.outside import Spec
 from llmgallery.config.regular import irregular
@@ -28,6 +33,10 @@ __all__ = [
 ]
 
 
+PICKLE_FORMATS = ("pt", "pth", "bin", "pytorch", "pickle")
+"""Values of load_format by which weights that can run code are allowed."""
+
+
 @dataclass(frozen=True)
 class LocalFiles:
     """Files or folders of this machine, the weights (or their first part) first; () = the backend needs none."""
@@ -35,8 +44,9 @@ class LocalFiles:
     paths: tuple[Path, ...] = ()
 
 
-def locate(config: ModelConfig, folder: Path) -> LocalFiles | HubReference:
-    """Where the weights are. `folder` is the YAML's: relative paths start there and never leave it.
+def locate(config: ModelConfig, folder: Path, loads: Collection[str] | None = None) -> LocalFiles | HubReference:
+    """Where the weights are. `folder` is the YAML's: relative paths start there and never leave it. `loads`: formats of the
+    backend, which tell whether a repo's folder is meant or a GGUF file in it; None = not known.
 
     Raises LoadError (BadWeights for a split model with a missing part) with what to do.
     """
@@ -46,7 +56,7 @@ def locate(config: ModelConfig, folder: Path) -> LocalFiles | HubReference:
     path = local_path(reference, folder)
     if path is not None and _exists(path):
         try:
-            return LocalFiles(_files(path, config.model_base_name))
+            return LocalFiles(_files(path, config.model_base_name, loads))
         except OSError as error:
             raise LoadError(f"{path} cannot be read: {error.strerror or error}", field="parameters.model") from error
     if path is not None and (Path(reference).is_absolute() or reference.startswith("~")):
@@ -57,7 +67,12 @@ def locate(config: ModelConfig, folder: Path) -> LocalFiles | HubReference:
         raise LoadError(error.message, field="parameters.model", hints=error.hints) from error
     if found is None:
         raise _not_found(f"there is no {reference} in {folder}, and it is no Hub reference", _near(folder / reference))
-    return _with_base_name(found, config.model_base_name)
+    return _whole(found, config) if only_folders(loads) else _with_base_name(found, config.model_base_name)
+
+
+def only_folders(loads: Collection[str] | None) -> bool:
+    """A backend that loads these formats takes folders and no single files."""
+    return bool(loads) and formats.GGUF not in (loads or ())
 
 
 def _not_found(what: str, near: tuple[str, ...]) -> LoadError:
@@ -93,11 +108,13 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _files(path: Path, base_name: str | None) -> tuple[Path, ...]:
+def _files(path: Path, base_name: str | None, loads: Collection[str] | None = None) -> tuple[Path, ...]:
     if path.is_dir():
-        return _of_folder(path, base_name)
+        return _of_folder(path, base_name, loads)
     if kind := irregular(path):
         raise BadWeights(f"{path} is {kind}, not a regular file", field="parameters.model")
+    if _is_of_folder(path):
+        return (path.parent,)
     parts = formats.split_parts(path)
     if missing := [part.name for part in parts if not part.is_file()]:
         raise BadWeights(
@@ -106,8 +123,17 @@ def _files(path: Path, base_name: str | None) -> tuple[Path, ...]:
     return parts
 
 
-def _of_folder(folder: Path, base_name: str | None) -> tuple[Path, ...]:
+def _is_of_folder(path: Path) -> bool:
+    """Weights that are loaded with what lies beside them (llm-api names GPTQ files so)."""
+    if not names_weights(path.name) or not (path.parent / "config.json").is_file():
+        return False
+    return formats.detect(path) in (formats.SAFETENSORS, formats.PYTORCH)
+
+
+def _of_folder(folder: Path, base_name: str | None, loads: Collection[str] | None) -> tuple[Path, ...]:
     """The folder itself, or the GGUF file in it."""
+    if only_folders(loads) and (base_name is None or not _has(folder, base_name)):
+        return (folder,)
     if base_name is not None:
         files = sorted(file for file in folder.iterdir() if file.is_file())
         for file in files:
@@ -126,9 +152,26 @@ def _of_folder(folder: Path, base_name: str | None) -> tuple[Path, ...]:
     raise LoadError(message, field="model_base_name", hints=names)
 
 
+def _has(folder: Path, base_name: str) -> bool:
+    """A file of that name, with or without its suffix. GPTQ's loaders also take what is no file's."""
+    return any(base_name in (file.name, file.stem) for file in folder.iterdir())
+
+
 def listed(names: Sequence[str]) -> str:
     """At most four names, for a message."""
     return ", ".join([*names[:4], f"{len(names) - 4} more"] if len(names) > 5 else names)
+
+
+def _whole(found: HubReference, config: ModelConfig) -> HubReference:
+    """The repo's folder, with what the YAML allows to come along."""
+    options = config.options if isinstance(config.options, dict) else {}
+    safe = options.get("safetensors_only", True) is not False
+    whole = Whole(
+        pickles=not safe or str(config.load_format or "").lower() in PICKLE_FORMATS,
+        code=bool(config.trust_remote_code or options.get("trust_remote_code")),
+        subfolder=str(options.get("subfolder") or "").strip("/"),
+    )
+    return HubReference(found.repo, found.file, None, found.revision, whole)
 
 
 def _with_base_name(found: HubReference, base_name: str | None) -> HubReference:
@@ -186,31 +229,36 @@ def recognise(reference: str, folder: Path) -> str | None:
         return None
     if found is None:
         return None
-    by_name = found.quant is not None or (found.file or "").lower().endswith((".gguf", ".gguf.bin"))
-    return formats.GGUF if by_name else None
+    file = (found.file or "").lower()
+    if found.quant is not None or file.endswith((".gguf", ".gguf.bin")):
+        return formats.GGUF
+    return formats.SAFETENSORS if file.endswith(".safetensors") else None
 
 
 def trained_context(reference: str, folder: Path) -> int | None:
-    """How many tokens of context a GGUF file on this machine was trained for; None = not here, or it does not say."""
+    """How many tokens of context weights on this machine were trained for; None = not here, or they do not say."""
     try:
         path = local_path(reference, folder)
         if path is None or not path.exists():
             return None
         file = _files(path, None)[0]
+        if file.is_dir():
+            facts = folders.read_facts(file)
+            return facts.context or None if facts is not None and facts.purpose == "generate" else None
         return gguf.read_header(file).context_length or None if gguf.is_gguf(file) else None
     except (OSError, LoadError):
         return None
 
 
-def backend_for(files: Sequence[Path], specs: Mapping[str, Spec]) -> str:
-    """The name of the backend that loads these files. Raises LoadError, BadWeights also for files that are cut."""
+def backend_for(files: Sequence[Path], specs: Mapping[str, E]) -> str:
+    """The name of the backend that loads these files, rather one that can do so here. Raises LoadError, BadWeights also for
+    files that are cut."""
     if not files:
         raise LoadError("no backend is set and there are no weights to tell it by: set backend:", field="backend")
     found = _format(files[0])
-    for spec in specs.values():
-        if found in spec.formats:
-            _check_whole(files, found)
-            return spec.name
+    if ables := able([found] if found else [], specs):
+        _check_whole(files, found)
+        return next((spec for _, spec in ables if not spec.lacks(found)), ables[0][1]).name
     what = f"holds {found} weights, which no backend here loads" if found else "is in no format that is known here"
     raise BadWeights(f"{files[0]} {what}; available backends: {', '.join(sorted(specs))}")
 
@@ -233,9 +281,23 @@ def check_format(files: Sequence[Path], spec: Spec) -> None:
 
 
 def _check_whole(files: Sequence[Path], found: str | None) -> None:
-    for file in files if found == formats.GGUF else ():
-        if not file.is_dir():
+    for file in files:
+        if file.is_dir():
+            check_folder(file)
+        elif found == formats.GGUF:
             check_whole(file)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises BadWeights for a folder that lacks weights files, or in which one is cut. Reads headers. Blocks."""
+    try:
+        if missing := missing_shards(folder):
+            raise BadWeights(f"{folder} is not whole: {listed(missing)} {'is' if len(missing) == 1 else 'are'} missing")
+        for file in folders.weights_in(folder):
+            if file.suffix == ".safetensors":
+                check_safetensors(file)
+    except OSError as error:
+        raise LoadError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
 
 
 def _format(path: Path) -> str | None:

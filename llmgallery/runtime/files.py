@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 from llmgallery.backends.base import BackendSpec, Files
 from llmgallery.backends.loader import specs
 from llmgallery.catalog.companions import Located, Place, locate_all
+from llmgallery.catalog.engines import check_here
 from llmgallery.catalog.hub import Hub
 from llmgallery.catalog.index import Entry
 from llmgallery.catalog.purpose import Cached
@@ -19,16 +20,20 @@ OnBytes = Callable[[int, int], None]
 
 
 class WeightFiles:
-    """Implements the manager's `FileSource`."""
+    """Implements the manager's `FileSource`. `known`: the backends, as they can run here."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, known: Callable[[], Mapping[str, BackendSpec]] = specs) -> None:
         self._hub = hub
+        self._known = known
 
     async def ensure(self, entry: Entry, on_bytes: OnBytes) -> Files:
-        """The entry's files, fetched if need be, all at once. Raises HubError, ConfigError, LoadError, BadWeights."""
+        """The entry's files, fetched if need be, all at once; nothing is fetched for a backend that is not here. Raises HubError,
+        ConfigError, LoadError, BadWeights, BackendMissing."""
         located = _locate(entry)
         if located is None:
             return Files()
+        if any(isinstance(place, HubReference) for place in located.places):
+            await asyncio.to_thread(self._check_backend, entry, located)
         count = _Count(on_bytes)
         tasks = [asyncio.ensure_future(self._bring(place, partial(count.tell, place))) for place in dict.fromkeys(located.places)]
         try:
@@ -41,6 +46,13 @@ class WeightFiles:
             tuple(file for place in located.adapters for file in found[place]),
             found[located.draft] if located.draft else (),
         )
+
+    def _check_backend(self, entry: Entry, located: Located) -> None:
+        spec = self._known().get(entry.backend) if entry.backend is not None else None
+        wanted = [place for place in located.places if isinstance(place, HubReference)]
+        if spec is None or all(self._hub.cached(place) for place in wanted):
+            return
+        check_here(spec, f"model {entry.name} is not fetched")
 
     async def _bring(self, place: Place, on_bytes: OnBytes) -> tuple[Place, tuple[Path, ...]]:
         if isinstance(place, HubReference):
@@ -83,4 +95,6 @@ def _locate(entry: Entry) -> Located | None:
     spec: BackendSpec | None = specs().get(entry.backend) if entry.backend is not None else None
     if spec is not None and not spec.needs_weights:
         return None
-    return locate_all(entry.config, entry.folder, spec.keys if spec is not None else None)
+    if spec is None:
+        return locate_all(entry.config, entry.folder)
+    return locate_all(entry.config, entry.folder, spec.keys, spec.formats)

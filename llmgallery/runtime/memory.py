@@ -13,6 +13,7 @@ from llmgallery.backends.base import Files
 from llmgallery.catalog import gguf
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import BadWeights
+from llmgallery.runtime import folder_needs
 
 WEIGHTS_FACTOR = 1.1  # compute buffers and the process itself, beside the weights
 KV_SHARE = 0.25  # of what is free, for slots that nobody asked for
@@ -58,11 +59,13 @@ class Plan:
 
 def plan(config: ModelConfig, files: Files, free: int, most: int) -> Plan:
     """Weights x 1.1 + KV cache by the header, the same for the draft model, adapters by their size. Files that are no GGUF
-    count by their size.
+    count by their size; folders by what is in them.
 
     `most`: what could be had if every idle model went. A context that nobody set is the model's own, or what fits into
     `most`; it is never cut below SMALLEST_CONTEXT.
     """
+    if files.weights and files.weights[0].is_dir():
+        return _plan_folder(config, files, free, most)
     weights = sum(file.stat().st_size for file in (*files.weights, *files.draft, *files.adapters) if file.is_file())
     base = int(weights * WEIGHTS_FACTOR)
     header, draft = _header(files.weights), _header(files.draft)
@@ -79,6 +82,35 @@ def plan(config: ModelConfig, files: Files, free: int, most: int) -> Plan:
     shrunk = own if config.context_size is None and context < own else None
     caches = 1 if _shares_cache(config) else slots
     return Plan(planned, base + one * caches, one / context, shrunk, own, caches)
+
+
+def _plan_folder(config: ModelConfig, files: Files, free: int, most: int) -> Plan:
+    """As plan, by the headers of the files and config.json; raises BadWeights for a folder that cannot be read."""
+    try:
+        needs, *drafts = [
+            folder_needs.needs(config if index == 0 else ModelConfig(), folder)
+            for index, folder in enumerate((files.weights[0], *files.draft))
+            if folder.is_dir()
+        ]
+        beside = sum(file.stat().st_size for folder in files.adapters for file in _files_in(folder))
+    except OSError as exc:
+        raise BadWeights(f"{exc.filename} cannot be read: {exc.strerror}") from exc
+    weights = needs.weights + beside + sum(draft.weights for draft in drafts)
+    base = int(weights * WEIGHTS_FACTOR)
+    own = needs.context or DEFAULT_CONTEXT
+    cache = needs.cache + sum(draft.cache for draft in drafts)
+    per_token = cache + needs.computing(own) / own
+    context = config.context_size or config.max_model_len or fitting_context(own, per_token, most - base)
+    slots = config.parallel or default_slots(cache * context, free - weights)
+    planned = msgspec.structs.replace(config, parallel=slots, context_size=context)
+    shrunk = own if config.context_size is None and context < own else None
+    one = cache * context
+    return Plan(planned, base + needs.computing(context) + one * slots, float(cache), shrunk, own, slots)
+
+
+def _files_in(path: Path) -> list[Path]:
+    """The file, or the files of a folder."""
+    return [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
 
 
 def _shares_cache(config: ModelConfig) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from llmgallery.catalog.purpose import Cached, Purpose, purpose_of
+from llmgallery.backends.loader import specs
+from llmgallery.catalog.folder import Purpose
+from llmgallery.catalog.purpose import Cached, purpose_of
 from llmgallery.catalog.registry import Entry
 from llmgallery.core.errors import UnsupportedField
 
@@ -21,7 +23,8 @@ def check_use(entry: Entry, use: Use, cached: Cached) -> None:
         if not switched:
             raise _refusal(entry, use, f"`{_KEYS[use]}: false` is set in its YAML")
         return
-    known = purpose_of(entry, cached)
+    spec = specs().get(entry.backend) if entry.backend is not None else None
+    known = purpose_of(entry, cached, spec.formats if spec is not None else None)
     if known is not None and known[0] != use and not _pools_otherwise(entry):
         purpose, architecture = known
         raise _refusal(entry, use, f"its weights ({architecture}) are made for {_MADE_FOR[purpose]}")

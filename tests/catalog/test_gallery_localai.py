@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from llmgallery.backends.loader import specs
+from llmgallery.catalog.engines import check_here
 from llmgallery.catalog.gallery.localai import (
     KINDS,
-    check_library,
     is_text,
     missing_backend,
     our_backend,
@@ -58,9 +58,9 @@ def test_a_name_is_never_empty(name):
 @pytest.mark.parametrize(
     "name, said",
     [
-        ("vllm", "g@m needs the backend vllm (text), which is not available yet in this version; available: echo, llama-cpp"),
+        ("vllm", "g@m needs the backend vllm (text), which is not available yet in this version; available: echo, "),
         ("cuda12-vllm", "g@m needs the backend cuda12-vllm (text), which is not available yet in this version"),
-        ("sentencetransformers", "the backend sentencetransformers (embeddings), which is not available yet"),
+        ("huggingface-embeddings", "the backend huggingface-embeddings (embeddings), which is not available yet"),
         ("piper", "the backend piper (speech), which is not one of this program's"),
         ("stablediffusion-ggml", "(images), which is not one of this program's"),
         ("something-new", "the backend something-new, which is not one of this program's"),
@@ -73,13 +73,19 @@ def test_what_is_missing_is_named(name, said):
 
 def test_a_library_that_is_not_installed_is_told_with_its_command():
     spec = replace(specs()["llama-cpp"], requires=("no_such_library",), extra="llama")
-    with pytest.raises(
-        BackendMissing, match=r"g@m needs no_such_library for backend llama-cpp: pip install 'llmgallery\[llama\]'"
-    ):
-        check_library(spec, "g@m")
+    told = "g@m: backend llama-cpp needs no_such_library, not installed here: llmgallery backends install llama-cpp"
+    with pytest.raises(BackendMissing, match=told):
+        check_here(spec, "g@m")
     with pytest.raises(BackendMissing, match="pip install no_such_library"):
-        check_library(replace(spec, extra=""), "g@m")
-    check_library(specs()["echo"], "g@m")
+        check_here(replace(spec, extra=""), "g@m")
+    check_here(specs()["echo"], "g@m")
+
+
+def test_a_library_is_needed_for_some_formats_only():
+    spec = replace(specs()["llama-cpp"], requires_for={"gptq": ("no_such_library",)})
+    check_here(spec, "g@m", "gguf")
+    with pytest.raises(BackendMissing, match="needs no_such_library"):
+        check_here(spec, "g@m", "gptq")
 
 
 @pytest.mark.parametrize(

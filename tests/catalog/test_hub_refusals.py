@@ -11,7 +11,8 @@ import pytest
 from loopback_hub import LoopbackHub
 
 from llmgallery.catalog.hub import Hub
-from llmgallery.catalog.hub_client import HubClient, near_names
+from llmgallery.catalog.hub_client import HubClient
+from llmgallery.catalog.hub_repo import near_names
 from llmgallery.catalog.hub_settings import HubSettings
 from llmgallery.catalog.reference import HubReference
 from llmgallery.core.errors import ConfigError, HubGated, HubNotFound, HubUnavailable

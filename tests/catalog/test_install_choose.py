@@ -17,7 +17,6 @@ from llmgallery.catalog.install.choose import (
     asked_for,
     by_quality,
     candidates,
-    folder_files,
     main_model,
     missing_parts,
     projector,
@@ -25,6 +24,7 @@ from llmgallery.catalog.install.choose import (
     usual,
     whole,
 )
+from llmgallery.catalog.repo_folder import folder_files
 from llmgallery.core.errors import HubNotFound
 
 

@@ -308,10 +308,10 @@ def quantised(method: str) -> dict[str, Any]:
         (quantised("gptq"), ["model.safetensors"], "gptq", "transformers"),
         ({"model_type": "llama"}, ["model.safetensors", "quantize_config.json"], "gptq", "transformers"),
         (quantised("awq"), ["model.safetensors"], "awq", "transformers"),
-        (quantised("exl2"), ["output.safetensors"], "exl2", "exllama"),
-        (quantised("exl3"), ["model.safetensors"], "exl3", "exllama"),
+        (quantised("exl2"), ["output.safetensors"], "exl2", "exllamav2"),
+        (quantised("exl3"), ["model.safetensors"], "exl3", "exllamav2"),
         ({"model_type": "llama"}, ["openvino_model.xml", "openvino_model.bin"], "openvino", "openvino"),
-        ({"model_type": "bert"}, ["model.safetensors", "modules.json"], "sentence-transformers", "embeddings"),
+        ({"model_type": "bert"}, ["model.safetensors", "modules.json"], "sentence-transformers", "transformers"),
     ],
 )
 async def test_a_format_that_nothing_here_loads(
@@ -319,7 +319,7 @@ async def test_a_format_that_nothing_here_loads(
 ):
     folder(hub, config, *names)
     with pytest.raises(BackendMissing, match=f"holds {format_} weights, which need backend {backend}; .* in gguf") as caught:
-        await plan(ours, REPO, judge=within(1 << 40))
+        await plan(ours, REPO, judge=within(1 << 40), specs={"llama-cpp": specs()["llama-cpp"]})
     assert REPO in caught.value.message
     assert not [seen for seen in hub.seen("GET") if seen.name.endswith((".safetensors", ".bin"))]
     later = BackendSpec("later", "none:None", formats=(format_,), keys=frozenset({"embeddings"}))
@@ -327,14 +327,16 @@ async def test_a_format_that_nothing_here_loads(
     assert planned.backend == "later"
     assert {file.name for file in planned.files} == {"config.json", *names}
     assert f"  model: {REPO}@{hub.commit(REPO)}\n" in planned.yaml
-    assert ("embeddings: true\n" in planned.yaml) == (backend == "embeddings")
+    assert ("embeddings: true\n" in planned.yaml) == (format_ == "sentence-transformers")
     assert planned.memory_bytes is not None
 
 
 async def test_a_backend_whose_library_is_missing(hub: LoopbackHub, ours: Hub, tmp_path: Path):
     folder(hub, {"model_type": "llama"}, "model.safetensors")
     lacking = BackendSpec("later", "none:None", formats=("safetensors",), requires=("no_such_module",), extra="later")
-    with pytest.raises(BackendMissing, match=r"no_such_module .*later: pip install 'llmgallery\[later\]'"):
+    with pytest.raises(
+        BackendMissing, match=r"\(safetensors weights\): backend later needs no_such_module.*: llmgallery backends install later"
+    ):
         await plan(ours, REPO, specs={"later": lacking})
     fill(hub, tmp_path, {"Q8_0": 1})
     assert (await plan(ours, REPO)).backend == "llama-cpp"

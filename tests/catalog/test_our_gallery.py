@@ -3,11 +3,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from llmgallery.backends.base import BackendSpec
 from llmgallery.backends.loader import specs
 from llmgallery.catalog.gallery.compose import compose
 from llmgallery.catalog.gallery.entry import GalleryEntry
@@ -52,6 +54,7 @@ def read_all() -> dict[str, GalleryEntry]:
 
 ENTRIES: Mapping[str, GalleryEntry] = read_all()
 CHATS = [entry for entry in ENTRIES.values() if "chat" in entry.tags]
+FOLDERS = [entry for entry in ENTRIES.values() if entry.overrides["backend"] == "transformers"]
 HERE = [entry for entry in ENTRIES.values() if entry.overrides["backend"] == "llama-cpp"]
 
 
@@ -69,8 +72,15 @@ async def pin(uri: str, *, inside: bool = False) -> PlannedFile:
     return PlannedFile(uri=f"hf://{wanted.repo}/{wanted.file}@{commit}", name=wanted.file.rpartition("/")[2])
 
 
-async def planned(entry: GalleryEntry) -> InstallPlan:
-    around = Surroundings(specs(), pin, outside=Outside(presets=presets.names()))
+async def expand(wanted: HubReference) -> list[PlannedFile]:
+    """What a repo without GGUF files means."""
+    assert wanted.whole is not None
+    files = [HubReference(wanted.repo, name, revision=COMMIT) for name in ("config.json", "model.safetensors")]
+    return [PlannedFile(uri=f"hf://{file}", name=file.file or "") for file in files]
+
+
+async def planned(entry: GalleryEntry, known: Mapping[str, BackendSpec] | None = None) -> InstallPlan:
+    around = Surroundings(known or specs(), pin, expand, outside=Outside(presets=presets.names()))
     return await plan_entry(entry, compose(entry, None), around)
 
 
@@ -192,7 +202,20 @@ async def test_parts_projectors_and_drafts_come_along() -> None:
     assert "draft_model: bartowski/alamios_Mistral-Small-3.1-DRAFT-0.5B-GGUF/" in guessed.yaml
 
 
-@pytest.mark.parametrize("entry", [entry for entry in ENTRIES.values() if entry not in HERE], ids=lambda entry: entry.name)
-async def test_what_needs_another_backend_says_so(entry: GalleryEntry) -> None:
-    with pytest.raises(BackendMissing, match="transformers"):
-        await planned(entry)
+@pytest.mark.parametrize("entry", FOLDERS, ids=lambda entry: entry.name)
+async def test_what_needs_a_library_that_is_not_here_says_so(entry: GalleryEntry) -> None:
+    with pytest.raises(
+        BackendMissing, match="needs no_such_library, not installed here: llmgallery backends install transformers"
+    ):
+        await planned(entry, {**specs(), "transformers": replace(specs()["transformers"], requires=("no_such_library",))})
+
+
+@pytest.mark.parametrize("entry", FOLDERS, ids=lambda entry: entry.name)
+async def test_folders_of_weights_are_planned(entry: GalleryEntry) -> None:
+    plan = await planned(entry, {**specs(), "transformers": replace(specs()["transformers"], requires=())})
+    loaded = parse_model(plan.yaml.encode(), Path("x.yaml"), specs(), Outside(presets=presets.names()))
+    assert (loaded.problems, loaded.warnings, loaded.backend) == ((), (), "transformers")
+    weights = reference(str(loaded.config.weights if loaded.config else ""))
+    assert weights.pinned
+    assert weights.file is None
+    assert [file.name for file in plan.files] == ["config.json", "model.safetensors"]

@@ -252,8 +252,18 @@ def test_a_folder_of_weights_that_no_backend_loads_is_listed(tmp_path: Path) -> 
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
-    found = registry(tmp_path).read()
+    found = Registry([tmp_path], {"llama-cpp": specs()["llama-cpp"]}).read()
     assert "holds safetensors weights, which no backend here loads" in found.broken["hf-model"].problems[0].message
+    assert registry(tmp_path).read().entries["hf-model"].backend == "transformers"
+
+
+def test_a_folder_that_is_not_whole_is_listed_broken(tmp_path: Path) -> None:
+    folder = tmp_path / "hf-model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
+    found = registry(tmp_path).read()
+    assert "model-00002-of-00002.safetensors is missing" in found.broken["hf-model"].problems[0].message
 
 
 def test_the_backend_appears_when_the_weights_do(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
+from llmgallery.catalog.engines import Engine
 from llmgallery.config.outside import Spec
 from llmgallery.core.errors import BackendMissing
 
@@ -18,11 +19,9 @@ _SPEECH, _TRANSCRIPTION, _IMAGES, _VIDEO = "speech", "transcription", "images", 
 _SOUND, _SIGHT, _TEXT = "sound", "recognition in pictures or voices", "text"
 
 KINDS: Mapping[str, str] = {
-    **dict.fromkeys(("vllm", "vllm-cpp", "sglang", "transformers", "mlx", "mlx-vlm", "openvino", "bonsai", "ds4"), _TEXT),
-    **dict.fromkeys(("exllama", "exllama2", "exllamav2", "exllamav3", "autogptq", "gptq", "rwkv", "ollama", "tinygrad"), _TEXT),
-    **dict.fromkeys(("llama-ggml", "gpt4all", "langchain-huggingface", "cloud-proxy", "ik-llama-cpp", "turboquant"), _TEXT),
-    **dict.fromkeys(("sentencetransformers", "sentence-transformers", "bert-embeddings", "huggingface-embeddings"), "embeddings"),
-    "rerankers": "reranking",
+    **dict.fromkeys(("vllm", "vllm-cpp", "sglang", "mlx", "mlx-vlm", "openvino", "bonsai", "ds4"), _TEXT),
+    **dict.fromkeys(("rwkv", "ollama", "tinygrad", "llama-ggml", "gpt4all", "cloud-proxy", "ik-llama-cpp", "turboquant"), _TEXT),
+    "huggingface-embeddings": "embeddings",
     "vllm-omni": "text, speech and pictures",
     **dict.fromkeys(
         ("piper", "bark", "bark-cpp", "coqui", "kokoro", "kokoros", "sherpa-onnx", "chatterbox", "kitten-tts"), _SPEECH
@@ -41,14 +40,6 @@ KINDS: Mapping[str, str] = {
 
 _TEXT_USES = frozenset({"chat", "completion", "edit", "embeddings", "rerank", "tokenize", "vision", "llm", "score"})
 _TEXT_KINDS = frozenset({_TEXT, "embeddings", "reranking"})
-
-
-class Engine(Spec, Protocol):
-    """A backend as planning an install sees it: its keys, and whether its library is there."""
-
-    @property
-    def extra(self) -> str: ...
-    def missing(self) -> list[str]: ...
 
 
 def plain_backend(name: str) -> str:
@@ -74,13 +65,6 @@ def missing_backend(name: str, subject: str, specs: Mapping[str, Engine]) -> Bac
     return BackendMissing(
         f"{subject} needs the backend {what}, which is {later}; available: {', '.join(sorted(specs))}", field="backend"
     )
-
-
-def check_library(spec: Engine, subject: str) -> None:
-    """Raises BackendMissing, with the command, when the backend's library is not installed."""
-    if missing := spec.missing():
-        command = f"pip install 'llmgallery[{spec.extra}]'" if spec.extra else f"pip install {' '.join(missing)}"
-        raise BackendMissing(f"{subject} needs {', '.join(missing)} for backend {spec.name}: {command}", field="backend")
 
 
 def without_foreign_draft(config: Mapping[str, Any], spec: Spec) -> tuple[dict[str, Any], list[str]]:

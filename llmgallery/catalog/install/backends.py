@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from llmgallery.catalog import formats
-from llmgallery.catalog.gallery.localai import Engine, check_library
+from llmgallery.catalog.engines import Engine, able, check_here
 from llmgallery.core.errors import BackendMissing
 
 MADE_FOR: Mapping[str, str] = {
     formats.GGUF: "llama-cpp",
-    formats.EXL2: "exllama",
-    formats.EXL3: "exllama",
+    formats.EXL2: "exllamav2",
+    formats.EXL3: "exllamav2",
     formats.GPTQ: "transformers",
     formats.AWQ: "transformers",
     formats.SAFETENSORS: "transformers",
     formats.PYTORCH: "transformers",
     formats.OPENVINO: "openvino",
-    formats.SENTENCE_TRANSFORMERS: "embeddings",
+    formats.SENTENCE_TRANSFORMERS: "transformers",
 }
 """The backend that a format is made for, whether it is here or not."""
 
@@ -25,12 +25,12 @@ MADE_FOR: Mapping[str, str] = {
 def backend_for(what: str, kinds: Sequence[str], specs: Mapping[str, Engine]) -> tuple[str, str]:
     """(format, backend) of the first of `kinds` that a backend here loads. Raises BackendMissing for `what`, naming format,
     backend and what to do."""
-    able = [(kind, spec) for kind in kinds for spec in specs.values() if kind in spec.formats]
-    for kind, spec in able:
-        if not spec.missing():
+    found = able(kinds, specs)
+    for kind, spec in found:
+        if not spec.lacks(kind):
             return kind, spec.name
-    for kind, spec in able:
-        check_library(spec, f"{what} ({kind} weights)")
+    for kind, spec in found:
+        check_here(spec, f"{what} ({kind} weights)", kind)
     loads = sorted({kind for spec in specs.values() for kind in spec.formats})
     raise BackendMissing(
         f"{what} holds {kinds[0]} weights, which need backend {MADE_FOR.get(kinds[0], kinds[0])}; this version does not have it. "

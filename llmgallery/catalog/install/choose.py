@@ -5,10 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmgallery.catalog import formats
 from llmgallery.catalog.hub_repo import RepoFile
 from llmgallery.catalog.reference import PREFERRED_QUANT, choose_file, split_parts
 from llmgallery.core.errors import HubNotFound
@@ -47,11 +46,6 @@ _NO_MODEL = re.compile(r"(^|[-_./])(mmproj|imatrix)([-_.]|$)", re.IGNORECASE)
 _PROJECTOR = re.compile(r"(^|[-_./])mmproj([-_.]|$)", re.IGNORECASE)
 _PROJECTOR_ORDER = ("F16", "BF16", "F32", "Q8_0")
 _MOST_HINTS = 20
-
-PICKLE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_BESIDE = (".json", ".jinja", ".model", ".tiktoken", ".txt")
-_WEIGHTS: Mapping[str, tuple[str, ...]] = {formats.OPENVINO: (".xml", ".bin"), formats.PYTORCH: PICKLE}
-_VARIANT = re.compile(r"(^|[./])(consolidated|.+\.(fp16|bf16|fp32|non_ema|ema))[.-][^/]*safetensors$")
 
 
 @dataclass(frozen=True)
@@ -203,22 +197,3 @@ def projector(files: Sequence[RepoFile], model: Candidate) -> RepoFile | None:
 
 def _folder(path: str) -> str:
     return path.rpartition("/")[0]
-
-
-def weight_suffixes(format_: str) -> tuple[str, ...]:
-    """Of the weights files of a folder in this format."""
-    return _WEIGHTS.get(format_, (".safetensors",))
-
-
-def folder_files(files: Sequence[RepoFile], format_: str) -> tuple[RepoFile, ...]:
-    """What a model in a folder is loaded from: its weights in `format_`, configuration and tokenizer; no program code, no
-    pickle unless that is the format, no second copy of the weights."""
-    suffixes = weight_suffixes(format_)
-    deep = {_folder(file.path) for file in files if file.name == "config.json" and re.fullmatch(r"\d+_\w+", _folder(file.path))}
-    wanted = [file for file in files if _folder(file.path) in {"", *deep} and file.name.endswith((*suffixes, *_BESIDE))]
-    if format_ == formats.OPENVINO:  # of .bin files, those of a network
-        paths = {file.path for file in wanted}
-        wanted = [file for file in wanted if not file.name.endswith(".bin") or f"{file.path[:-4]}.xml" in paths]
-    plain = [file for file in wanted if not _VARIANT.search(file.path)]
-    kept = plain if any(file.name.endswith(suffixes) for file in plain) else wanted
-    return tuple(sorted((file for file in kept if not file.name.startswith((".", "training_"))), key=lambda file: file.path))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -17,6 +17,7 @@ from llmgallery.catalog.install.pin import Pin
 from llmgallery.catalog.install.plan import PlannedFile, store_path
 from llmgallery.catalog.reach import is_inside
 from llmgallery.catalog.reference import HubReference, parse_reference, split_parts
+from llmgallery.catalog.together import together
 from llmgallery.config.suggest import did_you_mean
 from llmgallery.core.errors import ConfigError, GalleryError, HubGated, HubOffline, HubUnavailable, NoSpace
 
@@ -27,8 +28,6 @@ NOT_THE_ENTRY = (HubUnavailable, HubOffline, HubGated, NoSpace)
 MOST_FILES = 500
 AT_ONCE = 8
 """Files that the Hub is asked about at the same time."""
-
-T = TypeVar("T")
 
 _PROJECTOR = re.compile(r"(^|[-_./])mmproj([-_.]|$)", re.IGNORECASE)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -272,13 +271,3 @@ def _plain_name(file: EntryFile) -> str:
     """The file's own name, as every file system takes it."""
     last = file.filename.partition("?")[0].rstrip("/").rpartition("/")[2]
     return _ODD.sub("_", last).lstrip("_.+-") or "file"
-
-
-async def together(jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results in order; the first failure ends the others."""
-    tasks = [asyncio.ensure_future(job) for job in jobs]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()

@@ -10,12 +10,15 @@ from typing import Any
 
 import msgspec
 
+from llmgallery.catalog import formats
+from llmgallery.catalog.engines import Engine, check_here
 from llmgallery.catalog.gallery.entry import Composed, GalleryEntry
-from llmgallery.catalog.gallery.localai import Engine, check_library, missing_backend, our_backend, without_foreign_draft
+from llmgallery.catalog.gallery.localai import missing_backend, our_backend, without_foreign_draft
 from llmgallery.catalog.install.entry_files import EntryFiles, Expand, references
 from llmgallery.catalog.install.pin import Pin
 from llmgallery.catalog.install.plan import InstallPlan
 from llmgallery.catalog.install.write import checked, yaml_text
+from llmgallery.catalog.reference import Whole
 from llmgallery.config.outside import Outside
 from llmgallery.config.problems import Problem
 from llmgallery.core.errors import ConfigError
@@ -47,7 +50,8 @@ async def plan_entry(entry: GalleryEntry, composed: Composed, around: Surroundin
     the entry says), HubError. All name the entry and where it stands.
     """
     engine = engine_of(entry, composed, around.specs)
-    files = EntryFiles(entry, composed.files, around.pin, around.expand, local=around.local)
+    expand = _of_folders(around.expand, engine)
+    files = EntryFiles(entry, composed.files, around.pin, expand, local=around.local)
     config, left = without_foreign_draft({**composed.config, "backend": engine.name}, engine)
     config = await files.settled(config)
     text = yaml_text(_ordered(name or entry.name, composed.description, config), _head(entry, composed, left))
@@ -76,16 +80,23 @@ def engine_of(entry: GalleryEntry, composed: Composed, specs: Mapping[str, Engin
         found = our_backend(str(named), specs)
         if found is None:
             raise missing_backend(str(named), subject, specs)
-        check_library(specs[found], subject)
+        check_here(specs[found], subject)
         return specs[found]
     names = [*references(composed.config).values(), *(file.filename for file in composed.files)]
     for spec in specs.values():
         if "gguf" in spec.formats and any(".gguf" in name.lower() for name in names):
-            check_library(spec, subject)
+            check_here(spec, subject, "gguf")
             return spec
     raise ConfigError(
         f"{subject} names no backend, and its files do not tell one: set overrides: {{backend: ...}}", field="backend"
     )
+
+
+def _of_folders(expand: Expand | None, engine: Engine) -> Expand | None:
+    """A repo means its folder of weights, whatever GGUF files it holds too, where the backend loads none."""
+    if expand is None or formats.GGUF in engine.formats or not engine.formats:
+        return expand
+    return lambda ref: expand(msgspec.structs.replace(ref, whole=Whole()))
 
 
 def _ordered(name: str, description: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -61,26 +61,27 @@ async def remote_header(hub: Hub, meta: FileMeta) -> RemoteHeader:
             said, end = error.message, end * 4
 
 
-async def judged(judge: Judge, config: ModelConfig, files: Sequence[tuple[str, int, bytes]]) -> Judged:
-    """What `judge` says of files that are not here: (name, size in bytes, its beginning) each, the weights first."""
-    return await asyncio.to_thread(_judged, judge, config, files)
+async def judged(judge: Judge, config: ModelConfig, files: Sequence[tuple[str, int, bytes]], *, whole: bool = False) -> Judged:
+    """What `judge` says of files that are not here: (name, size in bytes, its beginning) each, the weights first; `whole`: of
+    the folder that they make."""
+    return await asyncio.to_thread(_judged, judge, config, files, whole)
 
 
-def _judged(judge: Judge, config: ModelConfig, files: Sequence[tuple[str, int, bytes]]) -> Judged:
-    with sparse_files(files) as paths:
+def _judged(judge: Judge, config: ModelConfig, files: Sequence[tuple[str, int, bytes]], whole: bool) -> Judged:
+    with sparse_files(files, whole=whole) as paths:
         return judge(config, paths)
 
 
 @contextmanager
-def sparse_files(files: Sequence[tuple[str, int, bytes]]) -> Iterator[tuple[Path, ...]]:
+def sparse_files(files: Sequence[tuple[str, int, bytes]], *, whole: bool = False) -> Iterator[tuple[Path, ...]]:
     """Files of these names and sizes that begin with these bytes and take hardly more room than those, for as long as the
-    block runs. Raises NoSpace."""
+    block runs; `whole`: the one folder that holds them all. Raises NoSpace."""
     with tempfile.TemporaryDirectory(prefix="llmgallery-plan-") as folder:
         paths = []
         for index, (name, size, head) in enumerate(files):
-            path = Path(folder, str(index), name.rsplit("/", 1)[-1])
+            path = Path(folder, "whole", name) if whole else Path(folder, str(index), name.rsplit("/", 1)[-1])
             try:
-                path.parent.mkdir()
+                path.parent.mkdir(parents=True, exist_ok=whole)
                 with path.open("wb") as file:
                     file.write(head[:size])
                     file.truncate(size)
@@ -89,4 +90,4 @@ def sparse_files(files: Sequence[tuple[str, int, bytes]]) -> Iterator[tuple[Path
                     f"memory cannot be planned in {folder}: {exc.strerror or exc}; set TMPDIR to a folder on another disk"
                 ) from exc
             paths.append(path)
-        yield tuple(paths)
+        yield (Path(folder, "whole"),) if whole else tuple(paths)

@@ -19,11 +19,12 @@ from llmgallery.catalog.install.fetch import Fetches
 from llmgallery.catalog.install.job import Asked, Job
 from llmgallery.catalog.install.journal import Journals, Record
 from llmgallery.catalog.install.plan import InstallPlan
+from llmgallery.catalog.install.removal import Removal
 from llmgallery.catalog.install.store import MEND_MODELS, Store, install_folder, planned
 from llmgallery.catalog.install.work import Work
 from llmgallery.catalog.lock import LockFile
 from llmgallery.catalog.locks import FileLock, holding, take
-from llmgallery.core.errors import Cancelled, ConfigError, GalleryError, ModelNotFound, from_info
+from llmgallery.core.errors import Cancelled, ConfigError, GalleryError, from_info
 from llmgallery.core.installs import FileProgress, Install, Phase
 
 log = logging.getLogger(__name__)
@@ -346,33 +347,12 @@ class Installer:
             raise from_info(other.state.error)
         return other.state.phase == "done" and not other.state.deletion
 
-    # --- removing ---------------------------------------------------------------------------------------------------------
-
     async def _remove(self, run: _Run) -> None:
-        job = run.job
-        try:
-            name = await asyncio.to_thread(self._work.removable, job.asked.reference)
-        except ModelNotFound:
-            if self._is_removed_meanwhile(job):
-                return
-            raise
-        job.phase("removing", name=name)
-        while (other := self._by_name.get(name)) is not None and other is not job:
-            await self.cancel(other.id)
-        self._by_name[name] = job
-        async with holding(self._journals.lock_model(file_stem(name))):
-            try:
-                await asyncio.to_thread(self._work.removable, job.asked.reference)
-            except ModelNotFound:
-                return  # somebody else has removed it meanwhile
+        def writes() -> None:
             run.final = True
-            await self._work.remove(name, job.asked.reference, job.id)
 
-    def _is_removed_meanwhile(self, job: Job) -> bool:
-        """Since this job began, another removal has taken the model away, asked for by another of its names."""
-        others = (other.state for other in self._jobs.values() if other is not job and other.state.deletion)
-        since = [state for state in others if state.phase in ("removing", "done") and state.updated >= job.state.created]
-        return any(self._work.is_named(state.name, job.asked.reference) for state in since if state.name)
+        removal = Removal(self._work, self._journals, self._by_name, self._jobs, self.cancel, writes)
+        await removal.run(run.job)
 
     # --- what is over -----------------------------------------------------------------------------------------------------
 

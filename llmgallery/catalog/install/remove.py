@@ -166,6 +166,7 @@ def _tidy(store: Store, file: PlannedFile) -> None:
     elif ref is not None:
         cache = RepoCache(store.cache, ref.repo)
         _prune(final.parent, cache.folder)
+        cache.forget_listing(ref.revision)
         _prune(cache.folder / "blobs", cache.folder.parent)
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from llmgallery.catalog.download import check_space
 from llmgallery.catalog.formats import YAML_SUFFIXES
 from llmgallery.catalog.hub import Hub
+from llmgallery.catalog.hub_cache import RepoCache
+from llmgallery.catalog.hub_repo import RepoFile
 from llmgallery.catalog.install.fetch import Fetches, bring_all
 from llmgallery.catalog.install.job import Job
 from llmgallery.catalog.install.journal import Journals, Record
@@ -19,6 +21,7 @@ from llmgallery.catalog.install.plan import InstallPlan, PlannedFile
 from llmgallery.catalog.install.remove import delete, needs
 from llmgallery.catalog.install.store import Store, planned
 from llmgallery.catalog.lock import LockedFile, LockedModel, LockFile
+from llmgallery.catalog.repo_folder import is_folder
 from llmgallery.core.errors import ConfigError, ModelNotFound
 from llmgallery.core.installs import FileProgress
 
@@ -96,7 +99,18 @@ class Work:
             shown[file] = FileProgress(file.name, done, file.size if total is None else total)
             job.tell(tuple(shown.values()))
 
+        await asyncio.to_thread(self._list, plan)
         return await bring_all(self.fetches, files, tell, self.parallel)
+
+    def _list(self, plan: InstallPlan) -> None:
+        """Of folders of the Hub what belongs to them, so that none counts as whole before it is."""
+        found: dict[tuple[str, str], list[RepoFile]] = {}
+        for file in plan.files:
+            if file.path is None and (ref := self.store.hub(file)) is not None and ref.file is not None:
+                found.setdefault((ref.repo, ref.revision), []).append(RepoFile(ref.file, file.size))
+        for (repo, commit), files in found.items():
+            if is_folder(files):
+                RepoCache(self.store.cache, repo).write_listing(commit, files, full=False)
 
     async def write(self, plan: InstallPlan, files: tuple[LockedFile, ...]) -> None:
         """The YAML and its lock entry. What an earlier install of the name has left over goes."""

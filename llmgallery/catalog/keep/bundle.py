@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from llmgallery.catalog.formats import YAML_SUFFIXES
-from llmgallery.catalog.hub_cache import RepoCache, find_cached
+from llmgallery.catalog.hub_cache import RepoCache, cached_files
 from llmgallery.catalog.index import Entry
 from llmgallery.catalog.keep.manifest import (
     FILES,
@@ -139,7 +139,7 @@ def _sources(entry: Entry, folders: Folders, specs: Mapping[str, Spec], repos: C
         if key.startswith("parameters") and spec is not None and not spec.needs_weights:
             continue
         named = entry.config if key.startswith("parameters") else ModelConfig(parameters=Parameters(model=reference))
-        place = locate(named, entry.folder)
+        place = locate(named, entry.folder, spec.formats if spec is not None else None)
         if isinstance(place, LocalFiles):
             for path in place.paths:
                 yield from (_local(entry, key, file) for file in _files(path))
@@ -175,7 +175,7 @@ def _local(entry: Entry, key: str, path: Path) -> _Source:
 
 
 def _cached(entry: Entry, key: str, ref: HubReference, folders: Folders) -> Iterator[_Source]:
-    paths = find_cached(folders.cache, ref)
+    paths = cached_files(folders.cache, ref)
     if not paths:
         raise HubOffline(f"{entry.name} cannot be packed: {key} names {ref}, which is not downloaded: ask for the model once")
     repo = RepoCache(folders.cache, ref.repo)

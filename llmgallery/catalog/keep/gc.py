@@ -242,6 +242,8 @@ def _forget_commit(pointer: Path) -> None:
     _prune(pointer.parent, repo.parent)
     if (repo / "snapshots" / commit).exists():
         return
+    RepoCache.at(repo).forget_listing(commit)
+    _prune(repo, repo.parent)
     for ref in _files_below(repo / "refs"):
         if ref.read_text(errors="replace").strip() == commit:
             ref.unlink()

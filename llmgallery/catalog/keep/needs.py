@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmgallery.catalog.formats import YAML_SUFFIXES
-from llmgallery.catalog.hub_cache import find_cached
+from llmgallery.catalog.hub_cache import cached_files
 from llmgallery.catalog.index import Snapshot
 from llmgallery.catalog.keep.places import Folders
 from llmgallery.catalog.lock import Locked, LockedFile, hub_reference
@@ -50,7 +50,7 @@ def needs(served: Mapping[Path, Snapshot], cache: Path, locks: Mapping[Path, Loc
     places: set[Path] = set()
     repos: set[str] = set()
     for found in _hub_references(served.values()):
-        paths = find_cached(cache, found) if found.file else None
+        paths = cached_files(cache, found) if found.file or found.pinned else None
         places.update(paths or ())
         repos.update(() if paths else {found.repo})
     for folder, locked in locks.items():

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from llmgallery.catalog.download import check_space, free_bytes
 from llmgallery.catalog.hub_cache import RepoCache
+from llmgallery.catalog.hub_repo import RepoFile
 from llmgallery.catalog.keep.manifest import (
     FILES,
     MANIFEST,
@@ -32,6 +33,7 @@ from llmgallery.catalog.keep.needs import references
 from llmgallery.catalog.keep.places import PIECE, Folders, OnBytes, digest
 from llmgallery.catalog.keep.tar import Member, members
 from llmgallery.catalog.lock import LockFile
+from llmgallery.catalog.repo_folder import is_folder
 from llmgallery.catalog.weights import local_path
 from llmgallery.config.load import parse_model
 from llmgallery.config.outside import Outside, Spec
@@ -256,6 +258,8 @@ def _unpack(
         written += [(place, sha256) for place in places]
     if left:
         raise ConfigError(f"{source} is cut: {next(iter(left))} is not in it; copy it again")
+    for repo, commit, files in _folders(manifest, target.folders.cache):
+        repo.write_listing(commit, files, full=False)
     for repo, hub in work.links:
         repo.link(hub.commit, hub.file, repo.blob(hub.blob))
         for revision in hub.revisions:
@@ -268,6 +272,15 @@ def _unpack(
         with _replacing(target.folders.models / (model.path or "")) as file:
             file.write((model.yaml or "").encode())
     return written
+
+
+def _folders(manifest: Manifest, cache: Path) -> list[tuple[RepoCache, str, list[RepoFile]]]:
+    """Folders of weights that come along, as they are known to be whole."""
+    found: dict[tuple[str, str], list[RepoFile]] = {}
+    for file in manifest.files:
+        if file.hub is not None:
+            found.setdefault((file.hub.repo, file.hub.commit), []).append(RepoFile(file.hub.file, file.size))
+    return [(RepoCache(cache, repo), commit, files) for (repo, commit), files in found.items() if is_folder(files)]
 
 
 def _put(member: Member, sha256: str, sha1: str | None, places: Sequence[Path], on_bytes: OnBytes | None) -> None:

@@ -20,6 +20,20 @@ from llmgallery.service.install.policy import check_source
 OPERATORS = ("trust_remote_code", "chat_template_file", "prompt_cache_path")
 """Keys by which a YAML runs code that comes with the weights, or reads and writes files of this machine."""
 
+ENDPOINTS = (
+    "base_url",
+    "api_key",
+    "api_key_env",
+    "api_key_file",
+    "headers",
+    "organization",
+    "project",
+    "ca_bundle",
+    "verify",
+    "proxy",
+)
+"""Keys that send what this machine's environment and files hold to an address."""
+
 ANYWHERE = WebPlace("https://example.com/")
 """A place on the network: what a request names may lead where a gallery from there may."""
 
@@ -34,8 +48,8 @@ def check_brought(settings: Settings, asked: Asked) -> None:
     """Raises InvalidField for what is the operator's to write, for files of this machine and addresses inside its network; and
     NotAllowed where requests install only what a gallery has, for files of the request's own."""
     composed = _composed(asked.overrides)
-    for key in _keys(composed.config):
-        if key.rpartition(".")[2] in OPERATORS:
+    for key in (*_keys(composed.config), *_listed(composed.config)):
+        if key.rpartition(".")[2] in (*OPERATORS, *ENDPOINTS):
             message = f"overrides.{key}: requests cannot set it; write it into the model's YAML once it is installed"
             raise InvalidField(message, field=f"overrides.{key}")
     named = {f"overrides.{key}": value for key, value in references(composed.config).items()}
@@ -62,6 +76,13 @@ def _check_address(field: str, uri: str) -> None:
 
 def _composed(overrides: Mapping[str, Any]) -> Composed:
     return compose(GalleryEntry(name="request", gallery="request"), None, overrides)
+
+
+def _listed(values: Mapping[str, Any]) -> Iterator[str]:
+    """Options in LocalAI's list of key:value."""
+    options = values.get("options")
+    for item in options if isinstance(options, list) else ():
+        yield f"options.{str(item).partition(':')[0].strip().lstrip('-').replace('-', '_')}"
 
 
 def _keys(values: Mapping[str, Any], level: str = "") -> Iterator[str]:

@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 
 from llmgallery.backends.base import BackendSpec, Files
+from llmgallery.catalog.companions import ADAPTER_CONFIG
+from llmgallery.catalog.folder import MOST
 from llmgallery.catalog.gallery.choose_variant import Host
 from llmgallery.catalog.gallery.entry import Composed, EntryFile, GalleryEntry
 from llmgallery.catalog.gallery.library import Library
@@ -27,6 +29,7 @@ from llmgallery.catalog.install.pin import pin
 from llmgallery.catalog.install.plan import InstallPlan, PlannedFile
 from llmgallery.catalog.install.write import checked
 from llmgallery.catalog.reference import HubReference, parse_reference, split_parts
+from llmgallery.catalog.repo_folder import chosen
 from llmgallery.config.model import ModelConfig
 from llmgallery.config.outside import Outside
 from llmgallery.core.errors import BadWeights, InvalidField, LoadError, ModelNotFound
@@ -106,10 +109,22 @@ class Planner:
         return str(msgspec.structs.replace(whole, quant=quant)) if quant else best.files[0].uri.removeprefix("hf://")
 
     async def _expand(self, reference: HubReference) -> list[PlannedFile]:
-        """What an entry means that names a repo, perhaps with a quantisation: the files of the weights."""
+        """What an entry means that names a repo, perhaps with a quantisation: the files of the weights, or of an adapter."""
+        if reference.whole is not None and (adapter := await self._adapter(reference)):
+            return adapter
         plan = await self._hub_plan(reference, str(reference), self._room())
+        if _is_folder(plan):
+            return list(plan.files)
         parts = split_parts(plan.files[0].name)
         return [file for file in plan.files if file.name in parts] if len(parts) > 1 else [plan.files[0]]
+
+    async def _adapter(self, reference: HubReference) -> list[PlannedFile]:
+        """The files of a repo that is a LoRA adapter; [] = it is none."""
+        repo = await self._hub.describe(reference.repo, reference.revision)
+        if repo.file(ADAPTER_CONFIG) is None or repo.file("config.json") is not None:
+            return []
+        pinned = [(HubReference(repo.name, file.path, revision=repo.commit), file) for file in chosen(reference, repo.files)]
+        return [PlannedFile(uri=f"hf://{ref}", name=file.path, sha256=file.sha256, size=file.size) for ref, file in pinned]
 
     # --- from a gallery ---------------------------------------------------------------------------------------------------
 
@@ -174,25 +189,34 @@ class Planner:
         room = self._room()
         loaded = await asyncio.to_thread(checked, plan.yaml, plan.name, self._folder, self._specs, self._outside)
         assert loaded.config is not None
-        head = await self._head(plan)
-        files = [(file.name, file.size or 0, head if file is plan.files[0] else b"") for file in plan.files]
-        takes = await judged(partial(judge, room), loaded.config, files)
+        whole = _is_folder(plan)
+        first = next((file for file in plan.files if file.name == "config.json"), plan.files[0])
+        head = await self._head(first, whole)
+        files = [(file.name, file.size or 0, head if file is first else b"") for file in plan.files]
+        takes = await judged(partial(judge, room), loaded.config, files, whole=whole)
         if not takes.fits:
             choice = await self._library.choose(entry, self._host(), self._size)
             fitting = choice.entry.name if choice.fits and choice.entry.id != plan.source else None
             raise _too_large(plan.name, takes.bytes, room[1], fitting)
         return msgspec.structs.replace(plan, memory_bytes=takes.bytes)
 
-    async def _head(self, plan: InstallPlan) -> bytes:
-        """The beginning of the weights, where they are a GGUF on the Hub."""
-        reference = parse_reference(plan.files[0].uri)
+    async def _head(self, file: PlannedFile, whole: bool) -> bytes:
+        """The beginning of the weights, where they are a GGUF on the Hub; of a folder its config.json."""
+        reference = parse_reference(file.uri)
         if reference is None or reference.file is None:
             return b""
         meta = await self._hub.metadata(reference.repo, reference.revision, reference.file)
+        if whole:
+            return await self._hub.read(meta, 0, MOST)
         try:
             return (await remote_header(self._hub, meta)).data
         except BadWeights:
             return b""  # no GGUF; then the size counts
+
+
+def _is_folder(plan: InstallPlan) -> bool:
+    """The model is a folder of weights."""
+    return any(file.name == "config.json" for file in plan.files)
 
 
 def is_address(reference: str) -> bool:

@@ -11,12 +11,13 @@ import queue
 import socket
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
 from llmgallery import __version__
-from llmgallery.backends.base import Backend, Files, Loaded
-from llmgallery.backends.loader import specs
+from llmgallery.backends.base import Backend, BackendSpec, Files, Loaded, RemoteBackend
+from llmgallery.backends.loader import spec_at, specs
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import ErrorInfo, LoadError
 from llmgallery.wire.channel import ChildChannel, FrameError
@@ -45,6 +46,7 @@ from llmgallery.worker.answers import Answers, describe
 from llmgallery.worker.outbox import Outbox
 from llmgallery.worker.pooled import embed_job, rerank_job
 from llmgallery.worker.prepare import check_tokens, prepare
+from llmgallery.worker.remote import Remote, no_vocabulary
 from llmgallery.worker.rendering import load_vocabulary, render
 
 
@@ -62,6 +64,7 @@ class Child:
         self._pending: dict[int, bool] = {}  # read, not yet with the backend -> withdrawn meanwhile
         self._lock = threading.Lock()
         self._backend: Backend | None = None
+        self._remote: Remote | None = None
         self._loaded = Loaded(context_size=0)
         self._can_answer = False
         self._answers = Answers(self._outbox.send, self._cancel_job, self._die)
@@ -116,7 +119,7 @@ class Child:
         files = _files(command)
         try:
             if command.render:
-                self._backend, self._loaded = load_vocabulary(specs(), command.backend, command.config, files)
+                self._backend, self._loaded = load_vocabulary(_specs(command), command.backend, command.config, files)
             else:
                 self._load_model(command, files)
         except Exception as exc:  # noqa: BLE001 - process border: the parent must hear of every failure
@@ -128,10 +131,14 @@ class Child:
         )
 
     def _load_model(self, command: Load, files: Files) -> None:
-        spec = specs().get(command.backend)
+        spec = _specs(command).get(command.backend)
         if spec is None:
             raise LoadError(f"this worker has no backend {command.backend}")
         backend = spec.load()()
+        if spec.level == "chat":
+            self._remote = Remote(backend, self._configs, self._outbox.send, self._die)
+            self._loaded = self._remote.load(command.config, files)
+            return
         self._loaded = backend.load(command.config, files, self._answers)
         self._backend = backend
         self._can_answer = True
@@ -155,6 +162,10 @@ class Child:
     def _submit(self, command: Submit) -> None:
         id = command.id
         try:
+            if self._remote is not None:
+                self._remote.submit(command)
+                self._settle_cancel(id, self._remote.backend)
+                return
             backend = self._ready_backend()
             prepared = prepare(id, command.request, self._configs[command.digest], backend, self._loaded)
         except Exception as exc:  # noqa: BLE001 - process border: one request fails, the worker goes on
@@ -169,6 +180,10 @@ class Child:
     def _pool(self, command: Embed | Rerank) -> None:
         id = command.id
         try:
+            if self._remote is not None:
+                self._remote.pool(command)
+                self._settle_cancel(id, self._remote.backend)
+                return
             backend = self._ready_backend()
             if isinstance(command, Embed):
                 embed = embed_job(id, command.request, self._loaded)
@@ -189,7 +204,7 @@ class Child:
         self._outbox.send(Accepted(id))
         self._outbox.flush(5)
 
-    def _settle_cancel(self, id: int, backend: Backend) -> None:
+    def _settle_cancel(self, id: int, backend: Backend | RemoteBackend) -> None:
         """The backend has the job now; what was withdrawn until then is withdrawn there."""
         with self._lock:
             withdrawn = self._pending.pop(id)
@@ -205,11 +220,14 @@ class Child:
         self._cancel_job(id)
 
     def _cancel_job(self, id: int) -> None:
-        if self._backend is not None:
-            self._backend.cancel(id)
+        backend = self._backend if self._remote is None else self._remote.backend
+        if backend is not None:
+            backend.cancel(id)
 
     def _result(self, command: Tokenize | Detokenize | Render) -> Result:
         try:
+            if self._remote is not None:
+                raise no_vocabulary()
             match command:
                 case Tokenize(id, text, special, bos):
                     return Result(id, tokens=tuple(self._vocabulary().tokenize(text, special=special, bos=bos)))
@@ -220,6 +238,18 @@ class Child:
                     return Result(id, rendering=render(request, self._configs[digest], self._backend, self._loaded))
         except Exception as exc:  # noqa: BLE001 - process border: one request fails, the worker goes on
             return Result(command.id, error=describe(exc))
+
+
+def _specs(command: Load) -> Mapping[str, BackendSpec]:
+    """The backend of the model: where the parent says, else as it is installed here. Raises LoadError."""
+    if not command.spec:
+        return specs()
+    try:
+        return {command.backend: spec_at(command.spec)}
+    except (ImportError, AttributeError) as exc:
+        raise LoadError(
+            f"backend {command.backend} is not installed for {sys.executable}, which runs its workers: {exc}"
+        ) from exc
 
 
 def _files(command: Load) -> Files:

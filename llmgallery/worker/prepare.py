@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from llmgallery.backends.base import Backend, Job, Loaded
+from llmgallery.backends.base import Backend, HasParameters, Job, Loaded
 from llmgallery.chat.prompt import Rendered, render_chat, render_completion
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import ContextExceeded, InvalidField, TemplateError, UnsupportedField
 from llmgallery.core.requests import ChatRequest, CompletionRequest, Request
+from llmgallery.worker.images import image_files, seen, tokens_with_images
 
 LONGEST_TOKEN = 512
 """Characters; the longest that known vocabularies have are runs of 128 or 256 spaces."""
@@ -58,15 +59,16 @@ def prepare(id: int, request: Request, config: ModelConfig, backend: Backend, lo
     if sampling.max_tokens is not None and sampling.max_tokens < 0:
         sampling = msgspec.structs.replace(sampling, max_tokens=None)
     if isinstance(request, ChatRequest):
+        request, unseen = seen(request, config, backend, loaded)
         rendered, tokens = chat_tokens(request, config, backend, loaded)
         check_fits(len(tokens), loaded.context_size, "messages")
         stops = tuple(dict.fromkeys((*request.stop, *rendered.stops)))
         preamble = "" if request.continue_final else config.template.reply_prefix or ""
         return Prepared(
-            Job(id, tokens, sampling, request.logprobs),
+            _checked(Job(id, tokens, sampling, request.logprobs, images=image_files(request)), backend),
             stops,
             preamble,
-            warnings=rendered.warnings,
+            warnings=(*unseen, *rendered.warnings),
             config=config,
             tools=tuple(tool.name for tool in request.tools) if request.tool_choice != "none" else (),
             parallel_tool_calls=request.parallel_tool_calls,
@@ -76,17 +78,28 @@ def prepare(id: int, request: Request, config: ModelConfig, backend: Backend, lo
     scored = request.echo and request.logprobs is not None
     if scored:
         check_scores(len(prompt.tokens), request.logprobs or 0)
-    job = Job(id, prompt.tokens, sampling, request.logprobs, scored)
+    job = _checked(Job(id, prompt.tokens, sampling, request.logprobs, scored), backend)
     echoed = (backend.detokenize(prompt.tokens) if prompt.text is None else prompt.text) if request.echo else ""
     preamble = echoed + (config.template.reply_prefix or "")
     return Prepared(job, prompt.stops, preamble, prompt.own, prompt.warnings, config)
 
 
+def _checked(job: Job, backend: Backend) -> Job:
+    """Raises InvalidField, UnsupportedField for parameters that are the backend's own."""
+    if isinstance(backend, HasParameters):
+        backend.check(job)
+    return job
+
+
 def chat_tokens(request: ChatRequest, config: ModelConfig, backend: Backend, loaded: Loaded) -> tuple[Rendered, list[int]]:
-    """The prompt of a chat, with the stop strings that its template brings, and its tokens."""
+    """The prompt of a chat, with the stop strings that its template brings, and its tokens; for a model that sees, those of its
+    images too."""
     rendered = chat_prompt(request, config, loaded)
     bos = loaded.add_bos and not rendered.bos_in_text
-    tokens = backend.tokenize(rendered.prompt, special=True, bos=bos)
+    if "images" in loaded.capabilities and any(message.images for message in request.messages):
+        tokens = tokens_with_images(rendered.prompt, request, backend, bos=bos)
+    else:
+        tokens = backend.tokenize(rendered.prompt, special=True, bos=bos)
     if not tokens:
         raise InvalidField("the chat template made an empty prompt of these messages", field="messages")
     return rendered, tokens

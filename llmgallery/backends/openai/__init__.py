@@ -1,0 +1,1 @@
+"""Models that are elsewhere, behind an API such as OpenAI's."""

@@ -61,6 +61,14 @@ class ServerProcess:
     def http(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=DEADLINE)
 
+    def workers(self) -> dict[int, str]:
+        """The processes of its models, and the interpreter that each was started with."""
+        shown = subprocess.run(
+            ["ps", "-A", "-ww", "-o", "pid=,ppid=,command="], capture_output=True, text=True, check=True
+        ).stdout
+        rows = [line.split() for line in shown.splitlines() if "llmgallery.worker" in line]
+        return {int(pid): command for pid, parent, command, *_ in rows if int(parent) == self.process.pid}
+
     def stop(self) -> int:
         """Asks it to end, as a service manager does; its exit status."""
         if self.process.poll() is None:

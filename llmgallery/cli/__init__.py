@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from llmgallery import __version__
-from llmgallery.cli import commands, importing, installs, keep, models, rendering
+from llmgallery.cli import backends, commands, importing, installs, keep, models, rendering
 from llmgallery.cli.bench import command as bench
 from llmgallery.cli.group import Group
 
@@ -29,6 +29,7 @@ for command in (
     models.show,
     rendering.render,
     models.check,
+    backends.backends,
     importing.import_models,
     keep.verify,
     keep.gc,

@@ -93,12 +93,18 @@ def settings_below(config: Path | None) -> dict[str, Any] | None:
     return settings(config)
 
 
+def _backend_names() -> dict[str, str]:
+    from llmgallery.backends.loader import specs
+
+    return {name.lower(): spec.name for spec in specs().values() for name in (*spec.aliases, spec.name)}
+
+
 def settings_of(config: Path | None, **flags: object) -> Settings:
     """Settings from defaults, file, environment and those flags that were given. Raises ConfigError, or UsageError when
     only flags are wrong. A file of llm-api, or its variables, do as well."""
     below = settings_below(config)
     try:
-        return load_settings(flags, os.environ, config if below is None else None, below)
+        return load_settings(flags, os.environ, config if below is None else None, below, _backend_names)
     except ConfigError as exc:
         if exc.hints and all(hint.startswith("--") for hint in exc.hints):
             raise click.UsageError("\n".join(exc.hints)) from exc

@@ -15,7 +15,7 @@ from llmgallery.catalog.registry import WEIGHTS_SUFFIXES, YAML_SUFFIXES, Entry, 
 from llmgallery.cli.commands import server
 from llmgallery.cli.installs import state_of
 from llmgallery.cli.library import AtServer, noted_jobs
-from llmgallery.cli.stack import files_here, folder_registry, loader, models_dir, outside
+from llmgallery.cli.stack import files_here, folder_registry, interpreters_of, loader, models_dir, outside
 from llmgallery.config.load import load_model, load_preset
 from llmgallery.config.presets import FOLDER as PRESETS
 from llmgallery.config.presets import own_presets
@@ -104,13 +104,13 @@ def checked(settings: Settings, path: Path | None) -> Checked:
         registry = folder_registry(settings)
         return _of_snapshot(models_dir(settings), registry.read(), registry.folders)
     if path.is_dir():
-        return _of_snapshot(path, Registry([path], specs(), outside()).read(), [path])
+        return _of_snapshot(path, Registry([path], interpreters_of(settings).specs(), outside()).read(), [path])
     if (fault := _no_model_file(path)) is not None:
         return Checked(path, 1, [fault], [])
     if path.absolute().parent.name == PRESETS:
         preset = load_preset(path.absolute(), outside())
         return Checked(path, 1, list(preset.problems), list(preset.warnings), "preset file")
-    model = load_model(path, specs(), outside())
+    model = load_model(path, interpreters_of(settings).specs(), outside())
     unusable: list[Problem] = []
     if model.config is not None:
         unusable = _unusable(Entry(model.name, path, path.parent, model.config, model.backend, places=model.places))

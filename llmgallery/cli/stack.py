@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from llmgallery import paths
+from llmgallery.backends.base import BackendSpec
 from llmgallery.backends.loader import specs
 from llmgallery.catalog.companions import absent, locate_all
 from llmgallery.catalog.gallery.library import Library
@@ -30,11 +31,12 @@ from llmgallery.catalog.watcher import watch
 from llmgallery.catalog.weights import HubReference, LocalFiles, backend_for, check_format, malformed, recognise, trained_context
 from llmgallery.cli.display import counted
 from llmgallery.config.load import load_model
-from llmgallery.config.outside import Outside
+from llmgallery.config.outside import Outside, Spec
 from llmgallery.config.problems import as_error
 from llmgallery.config.settings import Settings
 from llmgallery.core.errors import ConfigError
 from llmgallery.runtime.files import WeightFiles
+from llmgallery.runtime.interpreters import Interpreters
 from llmgallery.runtime.manager import Manager
 from llmgallery.service.gallery import Gallery
 from llmgallery.service.install.installing import Installing
@@ -107,8 +109,10 @@ def build(settings: Settings, path: Path | None = None) -> Stack:
     if settings.hub_token is not None:
         hub_settings = msgspec.structs.replace(hub_settings, token=settings.hub_token)
     hub = Hub(hub_settings)
+    interpreters = interpreters_of(settings)
     manager = Manager(
-        WeightFiles(hub),
+        WeightFiles(hub, interpreters.specs),
+        interpreters=interpreters,
         memory_budget=settings.memory_budget,
         queue_wait=settings.max_queue_wait,
         keep_alive=settings.keep_alive,
@@ -126,7 +130,7 @@ def _installing(stack: Stack) -> Installing:
     sources = [GallerySource(gallery.name, gallery.url) for gallery in settings.gallery_settings()]
     library = Library(sources, data / "galleries", paths.builtin("gallery"), hub=hub)
     folder = install_folder(models_dir(settings), data)
-    planner = Planner(library, hub, stack.gallery.manager.room, specs(), folder, outside())
+    planner = Planner(library, hub, stack.gallery.manager.room, stack.gallery.manager.interpreters.specs(), folder, outside())
 
     async def allowed(plan: InstallPlan) -> None:
         check_plan(settings, plan)
@@ -160,7 +164,12 @@ def folder_registry(settings: Settings, first: Sequence[Path] = ()) -> Registry:
     if settings.models_dir is not None and not chosen.is_dir():
         raise ConfigError(f"there is no models folder {chosen}: create it, or name another with --models-dir")
     folders = [chosen, install_folder(chosen, paths.data_dir()), paths.builtin("models")]
-    return Registry([*first, *folders], specs(), outside(), loud=[chosen])
+    return Registry([*first, *folders], interpreters_of(settings).specs(), outside(), loud=[chosen])
+
+
+def interpreters_of(settings: Settings) -> Interpreters:
+    """Which Python runs the workers of each backend."""
+    return Interpreters(settings.backends, paths.data_dir())
 
 
 def outside() -> Outside:
@@ -176,14 +185,21 @@ def outside() -> Outside:
         kobold.check,
         check_ollama,
         check_regexp,
+        lacks=_lacks,
     )
+
+
+def _lacks(spec: Spec, format_: str | None) -> str:
+    """Why the backend cannot run here: what it says itself."""
+    return spec.lacks(format_) if isinstance(spec, BackendSpec) else ""
 
 
 def files_here(entry: Entry) -> list[Path] | None:
     """The weights of a model, as they lie on this machine; None = they, or an adapter or the draft model that belong to them,
     are on the Hub, and not downloaded yet. Raises LoadError."""
     spec = specs().get(entry.backend) if entry.backend is not None else None
-    located = locate_all(entry.config, entry.folder, spec.keys if spec is not None else None)
+    named = (spec.keys, spec.formats) if spec is not None else (None, None)
+    located = locate_all(entry.config, entry.folder, *named)
     weights, *others = [_here(place) for place in located.places]
     return None if None in others else weights
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+
+import msgspec
 
 from llmgallery.core.errors import GalleryError, Overloaded
 from llmgallery.core.events import Done, Event, TextDelta, ToolCallDelta, joined
+from llmgallery.wire.frames import Accepted
 
 MAILBOX_BYTES = 1024 * 1024
 LOGPROB_BYTES = 16
@@ -19,8 +22,8 @@ class Answer:
     and what comes on top of unread text beyond MAILBOX_BYTES cancels the answer. What finds the mailbox empty may be of any
     size and does not count: a prompt's echo comes at once, and with it perhaps more log probabilities than an answer has.
 
-    `started`: it may have been in the batch in which its worker died, so it must not be tried again. `warnings`: what the
-    worker ignores of the request, once it is accepted.
+    `started`: it may have been in the batch in which its worker died, so it must not be tried again. Once it is accepted:
+    `warnings`: what the worker ignores of the request; `headers`: what a remote endpoint wants its clients to know.
     """
 
     def __init__(self, id: int, cancel: Callable[[int], None]) -> None:
@@ -28,6 +31,7 @@ class Answer:
         self.started = False
         self.emitted = False
         self.warnings: tuple[str, ...] = ()
+        self.headers: Mapping[str, str] = {}
         self._cancel = cancel
         self._accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._events: deque[tuple[Event, int]] = deque()
@@ -97,9 +101,10 @@ class Answer:
 
     # --- the worker's side ---------------------------------------------------------------------------------------------
 
-    def accept(self, prompt_tokens: int) -> None:
+    def accept(self, report: Accepted) -> None:
+        self.warnings, self.headers = report.warnings, report.headers
         if not self._accepted.done():
-            self._accepted.set_result(prompt_tokens)
+            self._accepted.set_result(report.prompt_tokens)
 
     def reject(self, error: GalleryError) -> None:
         self._closed = True
@@ -149,4 +154,5 @@ def _size(event: TextDelta | ToolCallDelta) -> int:
     """At least 1: what counts nothing is never merged with."""
     if isinstance(event, ToolCallDelta):
         return len(event.name) + len(event.arguments) + LOGPROB_BYTES
-    return max(1, len(event.text) + LOGPROB_BYTES * sum(1 + len(entry.top) for entry in event.logprobs))
+    extra = len(msgspec.msgpack.encode(event.extra)) if event.extra else 0
+    return max(1, len(event.text) + extra + LOGPROB_BYTES * sum(1 + len(entry.top) for entry in event.logprobs))

@@ -6,20 +6,22 @@ import asyncio
 import hashlib
 import itertools
 import logging
-import sys
 from collections.abc import Callable, Sequence
 
 import msgspec
 
 from llmgallery import __version__
 from llmgallery.backends.base import Files
+from llmgallery.backends.loader import places
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import GalleryError, LoadError, from_info
 from llmgallery.core.rendering import Rendering
 from llmgallery.core.requests import EmbedRequest, Request, RerankRequest
 from llmgallery.runtime.answer import Answer
+from llmgallery.runtime.interpreters import CLOSURE, Interpreter, own_interpreter
+from llmgallery.runtime.keys import is_shared
 from llmgallery.runtime.pooled import PooledAnswer
-from llmgallery.runtime.process import WorkerProcess
+from llmgallery.runtime.process import WorkerProcess, describe_status, last_words
 from llmgallery.wire.channel import FrameError
 from llmgallery.wire.frames import (
     PROTOCOL,
@@ -50,10 +52,22 @@ _log = logging.getLogger(__name__)
 
 
 class Handle:
-    """One loaded model. Made by `start`; `ended` is done when the process is gone."""
+    """One loaded model, or (`shared`) all of a backend whose models are elsewhere. Made by `start`; `ended` is done when the
+    process is gone."""
 
-    def __init__(self, name: str, process: WorkerProcess, on_progress: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        process: WorkerProcess,
+        on_progress: Callable[[float], None],
+        *,
+        shared: bool = False,
+        interpreter: Interpreter | None = None,
+    ) -> None:
         self.name = name
+        self._shared = shared
+        self._interpreter = interpreter
+        self._greeted = False
         self.stats: Stats | None = None
         self.failure: GalleryError | None = None
         loop = asyncio.get_running_loop()
@@ -77,17 +91,20 @@ class Handle:
         on_progress: Callable[[float], None],
         *,
         render: bool = False,
+        interpreter: Interpreter | None = None,
     ) -> Handle:
-        """Spawns a worker and waits until it has loaded; `render`: what prompts need and no more. Raises LoadError, BadWeights,
-        BackendMissing, WorkerDied."""
+        """Spawns a worker and waits until it has loaded; `render`: what prompts need and no more; `interpreter`: another than
+        ours. Raises LoadError, BadWeights, BackendMissing, WorkerDied."""
+        interpreter = interpreter or own_interpreter()
         try:
-            process = await WorkerProcess.spawn()
+            process = await WorkerProcess.spawn(interpreter, unscrubbed=is_shared(backend))
         except OSError as exc:
-            raise LoadError(f"the system does not start {sys.executable} for model {name}: {exc.strerror or exc}") from exc
-        handle = cls(name, process, on_progress)
+            raise LoadError(f"the system does not start {interpreter} for model {name}: {exc.strerror or exc}") from exc
+        handle = cls(name, process, on_progress, shared=is_shared(backend), interpreter=interpreter)
         try:
             weights, adapters, draft = ([str(file) for file in group] for group in (files.weights, files.adapters, files.draft))
-            handle._send(Load(config, backend, tuple(weights), tuple(adapters), tuple(draft), render))
+            place = places().get(backend, "")
+            handle._send(Load(config, backend, tuple(weights), tuple(adapters), tuple(draft), render, place))
             await asyncio.shield(handle._ready)
         except BaseException:
             await handle.stop()
@@ -123,21 +140,18 @@ class Handle:
         self._send(Submit(answer.id, self._configure(config), request, coalesce))
         return answer
 
-    def embed(self, request: EmbedRequest) -> PooledAnswer:
-        """Vectors, one for each input."""
-        return self._pool(Embed(next(self._ids), request))
-
-    def rerank(self, request: RerankRequest) -> PooledAnswer:
-        """Scores, one for each document, each a vector of one number."""
-        return self._pool(Rerank(next(self._ids), request))
-
-    def _pool(self, command: Embed | Rerank) -> PooledAnswer:
-        answer = PooledAnswer(command.id, self._cancel)
+    def pool(self, request: EmbedRequest | RerankRequest, config: ModelConfig) -> PooledAnswer:
+        """Vectors, one for each input; or scores, one for each document, each a vector of one number."""
+        answer = PooledAnswer(next(self._ids), self._cancel)
         if self.ended.done() or self.failure is not None:
             answer.fail(self._death())
             return answer
         self._answers[answer.id] = answer
-        self._send(command)
+        digest = self._configure(config)
+        if isinstance(request, EmbedRequest):
+            self._send(Embed(answer.id, request, digest))
+        else:
+            self._send(Rerank(answer.id, request, digest))
         return answer
 
     async def tokenize(self, text: str, *, special: bool = False, bos: bool = False) -> tuple[int, ...]:
@@ -205,7 +219,7 @@ class Handle:
     async def _bury(self) -> None:
         await self._process.stop()
         status = await self._process.wait()
-        self.failure = self.failure or self._process.died(status, self.name)
+        self.failure = self.failure or self._never_began(status) or self._process.died(status, self.name)
         error = self.failure
         self.ended.set_result(None)
         if not self._ready.done():
@@ -219,8 +233,22 @@ class Handle:
             if not future.done():
                 future.set_exception(error)
 
+    def _never_began(self, status: int) -> LoadError | None:
+        """Another interpreter that did not get as far as our first message."""
+        if self._greeted or self._interpreter is None or self._interpreter.is_ours:
+            return None
+        lines = last_words(list(self._process.log))
+        said = f": {lines[-1]}" if lines else f": it ended {describe_status(status)}"
+        needs = f"it must be Python 3.11 or newer with {', '.join(CLOSURE)} and what the backend needs"
+        return LoadError(f"{self._interpreter} does not run a worker for model {self.name}{said} ({needs})", hints=tuple(lines))
+
     def _mark_started(self) -> None:
-        """Slots are given first come, first served, so only the first of the accepted can have been in the last batch."""
+        """Slots are given first come, first served, so only the first of the accepted can have been in the last batch. What is
+        answered elsewhere may have begun there before anything was heard of it."""
+        if self._shared:
+            for each in self._answers.values():
+                each.started = True
+            return
         slots = self._ready.result().slots if self._ready.exception() is None else 0
         accepted = [answer for answer in self._answers.values() if answer.is_accepted]
         for answer in accepted[:slots]:
@@ -252,11 +280,9 @@ class Handle:
             case Vectors(id):
                 if isinstance(pooled := self._answers.pop(id, None), PooledAnswer):
                     pooled.put(report)
-            case Accepted(id, prompt_tokens, warnings):
+            case Accepted(id):
                 if (taken := self._answers.get(id)) is not None:
-                    if isinstance(taken, Answer):
-                        taken.warnings = warnings
-                    taken.accept(prompt_tokens)
+                    taken.accept(report)
             case Rejected(id, error):
                 if isinstance(refused := self._answers.pop(id, None), Answer):
                     refused.reject(from_info(error))
@@ -264,6 +290,7 @@ class Handle:
     def _dispatch_life(self, report: Report) -> None:
         match report:
             case Hello(protocol, version):
+                self._greeted = True
                 if (protocol, version) != (PROTOCOL, __version__):
                     raise LoadError(f"it is llmgallery {version} with protocol {protocol}, not {__version__} with {PROTOCOL}")
             case Ready():

@@ -12,6 +12,7 @@ from llmgallery.backends.base import Files
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import GalleryError
 from llmgallery.runtime.handle import Handle
+from llmgallery.runtime.interpreters import Interpreters
 
 IDLE_SECONDS = 30.0
 MOST_WORKERS = 4
@@ -41,7 +42,8 @@ class LightWorkers:
     another waits until one is idle, which then ends. Beside the models' memory: nobody is evicted for them, and nobody counts
     what they take, which is that of a vocabulary."""
 
-    def __init__(self, *, idle: float = IDLE_SECONDS, most: int = MOST_WORKERS) -> None:
+    def __init__(self, *, idle: float = IDLE_SECONDS, most: int = MOST_WORKERS, interpreters: Interpreters | None = None) -> None:
+        self._interpreters = interpreters or Interpreters()
         self._idle = idle
         self._most = most
         self._places = asyncio.Semaphore(most)
@@ -58,7 +60,10 @@ class LightWorkers:
         """That of `key`, which stands for `backend` and `files`; no backend = by the YAML alone. Raises LoadError, BadWeights,
         BackendMissing, WorkerDied, and after `stop` what that was given."""
         async with self._places:
-            worker = self._taken(key, lambda: Handle.start(name, backend, config, files, _unheard, render=True))
+            python = self._interpreters.of(backend)
+            worker = self._taken(
+                key, lambda: Handle.start(name, backend, config, files, _unheard, render=True, interpreter=python)
+            )
             try:
                 yield await asyncio.shield(worker.starting)
             finally:

@@ -18,7 +18,8 @@ from llmgallery.core.errors import GalleryError, LoadError, Overloaded
 from llmgallery.core.events import Progress
 from llmgallery.runtime import memory, policy
 from llmgallery.runtime.handle import Handle
-from llmgallery.runtime.keys import backend_of, load_key
+from llmgallery.runtime.interpreters import Interpreters
+from llmgallery.runtime.keys import backend_of, is_shared, load_key
 from llmgallery.runtime.lease import Board, Lease
 from llmgallery.runtime.light import LightWorkers
 from llmgallery.runtime.resident import ModelState, Resident
@@ -38,7 +39,8 @@ class FileSource(Protocol):
 
 class Manager:
     """`memory_budget`: bytes for all models together, None = what the machine has left. `queue_wait`: seconds that a load
-    waits for memory. `keep_alive`: seconds, for models that do not say; math.inf = never unload."""
+    waits for memory. `keep_alive`: seconds, for models that do not say; math.inf = never unload. `interpreters`: which Python
+    runs the workers of each backend; None = ours all."""
 
     def __init__(
         self,
@@ -48,8 +50,10 @@ class Manager:
         queue_wait: float = 60.0,
         keep_alive: float = 900.0,
         available: Callable[[], int] = memory.available,
+        interpreters: Interpreters | None = None,
     ) -> None:
         self._files = files
+        self.interpreters = interpreters or Interpreters()
         self._budget = memory_budget
         self._queue_wait = queue_wait
         self._keep_alive = keep_alive
@@ -64,10 +68,11 @@ class Manager:
         self._stopping = False
         self.restarts = 0
         self.evictions = 0
-        self.light = LightWorkers()
+        self.light = LightWorkers(interpreters=self.interpreters)
 
     async def start(self) -> None:
         """Begins to unload idle models."""
+        self._spawn(asyncio.to_thread(self.interpreters.warm), "asks interpreters what they have")
         self._reaper = asyncio.create_task(self._reap(), name="unloads idle models")
 
     async def stop(self, drain: float = 0.0) -> None:
@@ -152,11 +157,12 @@ class Manager:
 
     def _resident(self, entry: Entry, files: Files) -> Resident:
         """The record of the entry's load key; five YAMLs over one file share one. Raises LoadError."""
-        backend = backend_of(entry, files)
+        backend = backend_of(entry, files, self.interpreters.specs())
         key = load_key(backend, entry.config, files)
         resident = self._residents.get(key)
         if resident is None:
-            resident = self._residents[key] = Resident(key, entry.name, backend, files, self._keep_alive)
+            name = f"{backend} (all remote models)" if is_shared(backend) else entry.name
+            resident = self._residents[key] = Resident(key, name, backend, files, self._keep_alive)
         for other in self._residents.values():
             other.entries.pop(entry.name, None)  # what the model was before its file or its weights changed
         resident.entries[entry.name] = entry
@@ -181,6 +187,7 @@ class Manager:
                 config,
                 resident.files,
                 lambda fraction: resident.board.post(Progress("loading", fraction)),
+                interpreter=self.interpreters.of(resident.backend),
             )
         except Overloaded:
             raise
@@ -203,7 +210,10 @@ class Manager:
         return handle
 
     async def _plan(self, resident: Resident, entry: Entry) -> ModelConfig:
-        """Waits for its turn and for memory; then the memory is promised. Raises Overloaded, LoadError."""
+        """Waits for its turn and for memory; then the memory is promised. A worker for models that are elsewhere takes none that
+        is worth counting, and waits for nobody. Raises Overloaded, LoadError."""
+        if is_shared(resident.backend):
+            return entry.config
         deadline = time.monotonic() + self._queue_wait
         try:
             async with asyncio.timeout(self._queue_wait):

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from llmgallery.core.errors import GalleryError, from_info
-from llmgallery.wire.frames import Vectors
+from llmgallery.wire.frames import Accepted, Vectors
 
 
 class PooledAnswer:
     """Waits for one Vectors. `started`: it may have been in the batch in which its worker died, so it must not be tried
-    again."""
+    again. `headers`: as in Answer."""
 
     def __init__(self, id: int, cancel: Callable[[int], None]) -> None:
         self.id = id
         self.started = False
         self.is_accepted = False
+        self.headers: Mapping[str, str] = {}
         self._cancel = cancel
         self._vectors: asyncio.Future[Vectors] = asyncio.get_running_loop().create_future()
 
@@ -31,8 +32,9 @@ class PooledAnswer:
 
     # --- the worker's side -----------------------------------------------------------------------------------------------
 
-    def accept(self, prompt_tokens: int) -> None:
+    def accept(self, report: Accepted) -> None:
         self.is_accepted = True
+        self.headers = report.headers
 
     def put(self, report: Vectors) -> None:
         if report.error is not None:

@@ -8,11 +8,11 @@ import os
 import re
 import signal
 import socket
-import sys
 from collections import deque
 from collections.abc import Mapping
 
 from llmgallery.core.errors import WorkerDied
+from llmgallery.runtime.interpreters import Interpreter, own_interpreter
 from llmgallery.wire.channel import ParentChannel
 from llmgallery.wire.frames import Stop
 
@@ -39,13 +39,16 @@ class WorkerProcess:
         self._drain = asyncio.create_task(self._drain_log(), name=f"log of worker {process.pid}")
 
     @classmethod
-    async def spawn(cls) -> WorkerProcess:
-        """Raises OSError when the system has no process or socket left."""
+    async def spawn(cls, interpreter: Interpreter | None = None, *, unscrubbed: bool = False) -> WorkerProcess:
+        """`interpreter`: another than ours. `unscrubbed`: it sees our whole environment, keys included. Raises OSError when the
+        interpreter is not there, or the system has no process or socket left."""
+        interpreter = interpreter or own_interpreter()
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"} if unscrubbed else worker_environment(os.environ)
         ours, theirs = socket.socketpair()
         with theirs:
             try:
                 process = await asyncio.create_subprocess_exec(
-                    sys.executable,
+                    interpreter.python,
                     "-P",  # the folder that the server was started in holds no modules of ours
                     "-m",
                     "llmgallery.worker",
@@ -54,7 +57,7 @@ class WorkerProcess:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
                     stderr=asyncio.subprocess.PIPE,
-                    env=worker_environment(os.environ),
+                    env=interpreter.environment(environment),
                     start_new_session=True,  # Ctrl-C in a terminal is the server's to handle
                 )
             except BaseException:

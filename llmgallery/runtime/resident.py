@@ -15,6 +15,7 @@ from llmgallery.config.model import load_options
 from llmgallery.config.units import parse_duration
 from llmgallery.core.events import Progress
 from llmgallery.runtime.handle import Handle
+from llmgallery.runtime.keys import is_shared
 from llmgallery.runtime.lease import Board
 from llmgallery.runtime.policy import Resident as Facts
 from llmgallery.wire.frames import Stats
@@ -99,10 +100,14 @@ class Resident:
     def retain(self, entries: Mapping[str, Entry]) -> None:
         """Forget the entries that are gone or that want another load now; the others say from now on when to unload."""
         self.entries = {
-            name: entries[name]
-            for name, entry in self.entries.items()
-            if name in entries and load_options(entries[name].config) == load_options(entry.config)
+            name: entries[name] for name, entry in self.entries.items() if name in entries and self._serves(entries[name], entry)
         }
+
+    def _serves(self, now: Entry, before: Entry) -> bool:
+        """Requests bring the configuration of a model that is elsewhere, so it may say what it likes."""
+        if is_shared(self.backend):
+            return now.backend == before.backend
+        return load_options(now.config) == load_options(before.config)
 
     def facts(self) -> Facts:
         """What policy decides on."""
@@ -119,7 +124,7 @@ class Resident:
     def state(self, name: str) -> ModelState:
         """As a list shows it under this name."""
         live = self.live
-        ready = live.ready if live is not None else None
+        ready = live.ready if live is not None and not is_shared(self.backend) else None  # elsewhere nobody knows sizes
         return ModelState(
             name,
             self._state(),

@@ -40,10 +40,10 @@ def embed(*texts: str) -> EmbedRequest:
 async def test_vectors_come_back_in_order_and_are_counted() -> None:
     async with loaded() as handle:
         assert {"embed", "rerank", "generate"} <= set(handle.ready.capabilities)
-        answers = [handle.embed(embed("one", "two", f"number {index}")) for index in range(5)]
+        answers = [handle.pool(embed("one", "two", f"number {index}"), ModelConfig()) for index in range(5)]
         reports = [await answer.vectors() for answer in answers]
-        (alone,) = (await handle.embed(embed("one")).vectors()).vectors
-        scores = await handle.rerank(RerankRequest("red fox", ("a fox", "red fox", "bird"))).vectors()
+        (alone,) = (await handle.pool(embed("one"), ModelConfig()).vectors()).vectors
+        scores = await handle.pool(RerankRequest("red fox", ("a fox", "red fox", "bird")), ModelConfig()).vectors()
     assert {len(vector) for report in reports for vector in report.vectors} == {64 * 4}
     assert all(report.vectors[0] == alone and report.prompt_tokens == 6 + 8 for report in reports)
     assert len({report.vectors[2] for report in reports}) == 5
@@ -54,24 +54,24 @@ async def test_vectors_come_back_in_order_and_are_counted() -> None:
 async def test_a_refusal_is_an_error_and_the_worker_goes_on() -> None:
     async with loaded(context_size=10) as handle:
         with pytest.raises(ContextExceeded) as caught:
-            await handle.embed(embed("short", "much too long")).vectors()
+            await handle.pool(embed("short", "much too long"), ModelConfig()).vectors()
         assert caught.value.field == "input[1]"
         with pytest.raises(InvalidField, match="64 numbers"):
-            await handle.embed(EmbedRequest(("a",), 65)).vectors()
-        assert len((await handle.embed(embed("a")).vectors()).vectors) == 1
+            await handle.pool(EmbedRequest(("a",), 65), ModelConfig()).vectors()
+        assert len((await handle.pool(embed("a"), ModelConfig()).vectors()).vectors) == 1
 
 
 async def test_a_model_without_embeddings_refuses() -> None:
     async with loaded(embeddings=None) as handle:
         with pytest.raises(UnsupportedField):
-            await handle.embed(embed("a")).vectors()
-        assert await handle.rerank(RerankRequest("a", ("a",))).vectors()
+            await handle.pool(embed("a"), ModelConfig()).vectors()
+        assert await handle.pool(RerankRequest("a", ("a",)), ModelConfig()).vectors()
 
 
 async def test_running_and_waiting_requests_can_be_cancelled(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     async with loaded(options={"gate": str(gate)}) as handle:
-        running, waiting, kept = (handle.embed(embed(text)) for text in ("running", "waiting", "kept"))
+        running, waiting, kept = (handle.pool(embed(text), ModelConfig()) for text in ("running", "waiting", "kept"))
         for answer in (waiting, running, running):
             answer.cancel()
         for answer in (running, waiting):
@@ -86,7 +86,7 @@ async def test_running_and_waiting_requests_can_be_cancelled(tmp_path: Path) -> 
 async def test_a_cancel_of_one_kind_leaves_the_other_alone(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     async with loaded(options={"gate": str(gate)}) as handle:
-        vectors = handle.embed(embed("kept"))
+        vectors = handle.pool(embed("kept"), ModelConfig())
         answer = handle.submit(ChatRequest((say("user", "gone"),)), ModelConfig())
         await answer.accepted()
         answer.cancel()
@@ -98,14 +98,14 @@ async def test_a_cancel_of_one_kind_leaves_the_other_alone(tmp_path: Path) -> No
 
 async def test_who_waits_when_the_worker_dies_hears_of_it(tmp_path: Path) -> None:
     async with loaded(options={"gate": str(tmp_path / "gate")}) as handle:
-        answers = [handle.embed(embed("a")), handle.rerank(RerankRequest("q", ("d",)))]
+        answers = [handle.pool(embed("a"), ModelConfig()), handle.pool(RerankRequest("q", ("d",)), ModelConfig())]
         await handle.tokenize("answered after both are with the backend")
         os.kill(handle.pid, signal.SIGKILL)
         for answer in answers:
             with pytest.raises(WorkerDied, match="SIGKILL"):
                 await answer.vectors()
             assert answer.started
-        late = handle.embed(embed("b"))
+        late = handle.pool(embed("b"), ModelConfig())
         with pytest.raises(WorkerDied):
             await late.vectors()
         assert not late.started

@@ -20,7 +20,11 @@ B = TypeVar("B", bound=msgspec.Struct)
 def read(data: bytes, body: type[B], choices: Choices) -> tuple[B, dict[str, Any]]:
     """The body, and the fields that it does not know. Raises BadBody when it is no JSON object, InvalidField with the
     field's path (`messages[0].role`) when a field is missing, of a wrong type, or out of range."""
-    fields = _json_object(data)
+    return parse(json_object(data), body, choices)
+
+
+def parse(fields: dict[str, Any], body: type[B], choices: Choices) -> tuple[B, dict[str, Any]]:
+    """The same of a JSON object."""
     try:
         parsed = msgspec.convert(fields, body, str_keys=True)
     except msgspec.ValidationError as exc:
@@ -29,7 +33,8 @@ def read(data: bytes, body: type[B], choices: Choices) -> tuple[B, dict[str, Any
     return parsed, {name: value for name, value in fields.items() if name not in known}
 
 
-def _json_object(data: bytes) -> dict[str, Any]:
+def json_object(data: bytes) -> dict[str, Any]:
+    """Raises BadBody."""
     try:
         fields = msgspec.json.decode(data)
         # What travels to the worker is msgpack, which knows no number beyond 64 bits.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import secrets
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -92,6 +94,8 @@ RULES: dict[type[Exception], Rule] = {
     kinds.BackendMissing: Rule(503, "backend_missing", retry=False),
     kinds.BadWeights: Rule(503, "bad_weights", retry=False),
     kinds.LoadError: Rule(503, "load_error", retry=False),
+    kinds.UpstreamError: Rule(502, "upstream_error"),
+    kinds.UpstreamUnavailable: Rule(502, "upstream_unavailable"),
     # Perhaps this very request ended the process: a client that repeats it by itself would end the next one, too.
     kinds.WorkerDied: Rule(502, "worker_died", retry=False),
     kinds.Overloaded: Rule(503, "overloaded"),
@@ -99,11 +103,13 @@ RULES: dict[type[Exception], Rule] = {
 }
 
 _INTERNAL = Rule(500, "internal_error")
+_UPSTREAM_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """An error as a client is told of it, in any dialect. `job`: where the install is told of that it is about."""
+    """An error as a client is told of it, in any dialect. `job`: where the install is told of that it is about. `body`: the
+    error as a remote endpoint wrote it, in OpenAI's dialect."""
 
     status: int
     type: str
@@ -113,10 +119,28 @@ class Failure(msgspec.Struct, frozen=True):
     hints: tuple[str, ...] = ()
     headers: dict[str, str] = {}
     job: str | None = None
+    body: dict[str, Any] | None = None
+
+
+PASSED_ON = re.compile(
+    r"(x-|anthropic-)?ratelimit(-[a-z0-9-]+)?|retry-after(-ms)?|x-should-retry|openai-(processing-ms|version|model)"
+)
+"""Headers of a remote endpoint's answer that are for the client: not those that tell whose key was used."""
+_RENAMED = {"x-request-id": "x-upstream-request-id"}
+_VALUE = re.compile(r"[\x20-\x7e]{1,1000}")
+
+
+def passed_on(headers: Mapping[str, str]) -> dict[str, str]:
+    """Those of a remote endpoint's headers that its client should see, in lower case."""
+    named = {_RENAMED.get(name.lower(), name.lower()): value for name, value in headers.items()}
+    kept = {name: value for name, value in named.items() if name in _RENAMED.values() or PASSED_ON.fullmatch(name)}
+    return {name: value for name, value in kept.items() if _VALUE.fullmatch(value)}
 
 
 def to_failure(error: Exception) -> Failure:
     """What to tell of `error`. Anything that nobody foresaw is logged under an id, and the client gets the id."""
+    if isinstance(error, kinds.UpstreamError) and error.upstream is not None:
+        return _upstream(error, error.upstream)
     for kind in type(error).__mro__:
         if isinstance(error, GalleryError) and kind in RULES:
             return _known(error, RULES[kind])
@@ -125,6 +149,16 @@ def to_failure(error: Exception) -> Failure:
     id = secrets.token_hex(4)
     logger.error("internal error %s", id, exc_info=error)
     return Failure(500, _INTERNAL.type, _INTERNAL.code, f"an internal error; the server's log has it under {id}")
+
+
+def _upstream(error: GalleryError, upstream: kinds.Upstream) -> Failure:
+    """As the endpoint told it; what is no error of HTTP, our client cannot be told as one."""
+    rule = RULES[kinds.UpstreamError]
+    status = upstream.status if 400 <= upstream.status <= 599 else rule.status
+    type = _UPSTREAM_TYPES.get(status, _CLIENT if status < 500 else rule.type)
+    body = upstream.body
+    verbatim = body if isinstance(body, dict) and isinstance(body.get("error"), dict) else None
+    return Failure(status, type, rule.code, error.message, headers=passed_on(upstream.headers), body=verbatim)
 
 
 def _known(error: GalleryError, rule: Rule) -> Failure:
@@ -168,7 +202,10 @@ def _detail(error: HTTPException, headers: dict[str, str]) -> str:
 
 def envelope(failure: Failure) -> dict[str, Any]:
     """The body of an error for routes that belong to no other dialect: OpenAI's. `hints` (near names, problems, log lines)
-    and `job` (the path of an install that goes on) are ours and only there when there are some."""
+    and `job` (the path of an install that goes on) are ours and only there when there are some. That of a remote endpoint goes as
+    it came."""
+    if failure.body is not None:
+        return failure.body
     body: dict[str, Any] = {
         "message": failure.message,
         "type": failure.type,

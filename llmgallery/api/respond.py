@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 from litestar.enums import HttpMethod, ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmgallery.api.errors import BodyTooLarge, ClientGone, Failure, to_failure
+from llmgallery.api.errors import BodyTooLarge, ClientGone, Failure, passed_on, to_failure
 from llmgallery.core.errors import Overloaded
 from llmgallery.core.events import Event, Progress
 from llmgallery.service.generation import Choice, Generation, fold
@@ -128,6 +128,12 @@ def warned(warnings: Sequence[str]) -> dict[str, str]:
     return {"x-llmgallery-warnings": str(len(warnings))} if warnings else {}
 
 
+def told(asked: Generation | Pooling) -> dict[str, str]:
+    """Headers of an answer: how many warnings there are, and what a remote endpoint wants its clients to know. Both are known
+    once the worker has accepted the request."""
+    return {**passed_on(asked.headers), **warned(asked.warnings)}
+
+
 # --- not streaming ---------------------------------------------------------------------------------------------------------
 
 
@@ -209,7 +215,7 @@ class Streaming:
     async def _run(self, send: Send) -> None:
         async with self._generation as generation:
             await self._held(generation)
-            said = {**self._headers, **warned(generation.warnings)}
+            said = {**self._headers, **told(generation)}
             headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in said.items()]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             async with aclosing(self._pieces(generation)) as pieces:

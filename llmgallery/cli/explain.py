@@ -12,7 +12,7 @@ from llmgallery.backends.loader import specs
 from llmgallery.catalog import gguf
 from llmgallery.catalog.registry import YAML_SUFFIXES, Entry
 from llmgallery.chat.prompt import pick_format
-from llmgallery.cli.stack import files_here, folder_registry, loader, outside
+from llmgallery.cli.stack import files_here, folder_registry, interpreters_of, loader, outside
 from llmgallery.config.load import LoadedModel, load_model
 from llmgallery.config.merge import EffectiveValue, explain
 from llmgallery.config.presets import Lent
@@ -20,6 +20,7 @@ from llmgallery.config.problems import shown
 from llmgallery.config.settings import Settings
 from llmgallery.config.templates import SIDECAR_KEYS
 from llmgallery.core.errors import BadWeights, LoadError
+from llmgallery.core.sampling import Sampling
 from llmgallery.service.names import resolve
 
 Row = tuple[str, ...]
@@ -32,7 +33,9 @@ def effective(settings: Settings, name: str) -> list[Row]:
     ModelBroken, LoadError (they are damaged)."""
     entry = resolve(name, folder_registry(settings).read())
     written = entry.path.suffix.lower() in YAML_SUFFIXES
-    loaded = load_model(entry.path, specs(), outside()) if written else LoadedModel(entry.path, entry.name)
+    loaded = (
+        load_model(entry.path, interpreters_of(settings).specs(), outside()) if written else LoadedModel(entry.path, entry.name)
+    )
     places = loaded.places
     more = [*_of_weights(entry), *_of_backend(entry, written), _keep_alive(settings)]
     values = explain(entry.config, path=entry.path if written else None, places=places, lent=loaded.lent, more=more)
@@ -40,7 +43,7 @@ def effective(settings: Settings, name: str) -> list[Row]:
     brought, written_keys = {value.key for value in template}, {value.key for value in values}
     template = [value for value in template if value.key == "stopwords" or value.key not in written_keys]
     values = [value for value in values if not (value.key in brought and value.value == [])] + template
-    values = [_beside(value, entry) for value in values]
+    values = [_beside(value, entry) for value in _of_endpoint(values, entry)]
     first = [value for value in values if value.key == "name"] or [EffectiveValue("name", entry.name, "the file's name")]
     rest = [value for value in values if value.key not in ("name", "options", "template.chat_template")]
     return [
@@ -110,8 +113,34 @@ def _of_backend(entry: Entry, written: bool) -> list[EffectiveValue]:
             line = entry.places.get(key, entry.places.get("options", (0, 0)))[0]
             found.append(EffectiveValue(key, options[field.name], f"{shown(entry.path)}:{line}" if written else RECOGNISED))
         else:
-            found.append(EffectiveValue(key, "not set" if field.default is None else field.default, source))
+            default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+            found.append(EffectiveValue(key, "not set" if default is None else default, source))
     return found
+
+
+def _of_endpoint(values: list[EffectiveValue], entry: Entry) -> list[EffectiveValue]:
+    """Of a model that is elsewhere: what nobody here says is the endpoint's own, as is the prompt; and no secret is shown."""
+    if (name := _backend(entry)) is None or specs()[name].level != "chat":
+        return values
+    ours = {f"parameters.{key}" for key in Sampling.__struct_fields__}
+    said = [value for value in values if not (value.key in ours and value.source == "default")]
+    told = [EffectiveValue("parameters", "what neither request nor file sets is the endpoint's own", f"backend {name}")]
+    told += [EffectiveValue("template", "the endpoint writes the prompt", f"backend {name}")]
+    return [*map(_hidden, said), *told]
+
+
+def _hidden(value: EffectiveValue) -> EffectiveValue:
+    """Keys, and headers that may hold some, are not shown; the environment's variables that hold them are."""
+    if value.key == "options.api_key" and value.source.partition(" ")[0] != "backend":
+        return value._replace(value=_masked(value.value))
+    if value.key == "options.headers" and isinstance(value.value, dict):
+        return value._replace(value={name: _masked(header) for name, header in value.value.items()})
+    return value
+
+
+def _masked(secret: object) -> str:
+    text = str(secret)
+    return text if "${" in text else "(set, not shown)"
 
 
 def _keep_alive(settings: Settings) -> EffectiveValue:

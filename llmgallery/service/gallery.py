@@ -22,9 +22,10 @@ from llmgallery.core.installs import Phase
 from llmgallery.core.rendering import Rendering
 from llmgallery.metrics import Metrics
 from llmgallery.runtime.manager import Manager
-from llmgallery.service.demands import features_of, settle
+from llmgallery.service.demands import IMAGES, features_of, is_elsewhere, settle
 from llmgallery.service.generation import Generation
 from llmgallery.service.install.installing import Installing, arrive
+from llmgallery.service.media import Media
 from llmgallery.service.names import Absent, resolve
 from llmgallery.service.pooling import PoolAsk, Pooling, use_of
 from llmgallery.service.rendering import Renderer
@@ -57,6 +58,7 @@ class Gallery:
         self.registry = registry
         self.manager = manager
         self.renderer = Renderer(manager, cached)
+        self.media = Media(settings.media_hosts)
         self._cached = cached
         self.metrics = Metrics()
         self.metrics.watch(manager.states, lambda: manager.restarts, lambda: manager.evictions)
@@ -81,6 +83,7 @@ class Gallery:
     async def stop(self, drain: float = 0.0) -> None:
         """Ends all workers; open requests get `drain` seconds."""
         await self.manager.stop(drain)
+        await self.media.aclose()
         if self.installing is not None:
             await self.installing.aclose()
         if self._reading is not None:
@@ -215,9 +218,12 @@ class Gallery:
         the planning of an install raises, which may take `wait` seconds; a full model is told on entering, what the worker
         finds by Generation.accepted."""
         entry, job = await self.wanted(ask.model, ask.token, wait)
-        features = features_of(specs().get(entry.backend or ""), entry.config)
+        spec = specs().get(entry.backend or "")
+        features = features_of(spec, entry.config)
         warnings = settle(ask.wishes, entry.config.on_unsupported, entry.name, features)
-        asked = spread(ask, entry, features)
+        if IMAGES in features and not is_elsewhere(spec):
+            ask = msgspec.structs.replace(ask, prompts=await self.media.brought(ask.prompts))
+        asked = spread(ask, entry, features, spec)
         return Generation(
             await self._turn(entry, "generate", job),
             asked,
@@ -228,7 +234,10 @@ class Gallery:
     async def pool(self, ask: PoolAsk, wait: float = math.inf) -> Pooling:
         """Vectors or scores, to be entered with `async with`. Raises as `generate` does."""
         entry, job = await self.wanted(ask.model, ask.token, wait)
-        warnings = settle(ask.wishes, entry.config.on_unsupported, entry.name)
+        spec = specs().get(entry.backend or "")
+        warnings = settle(ask.wishes, entry.config.on_unsupported, entry.name, features_of(spec, entry.config))
+        if not is_elsewhere(spec):
+            ask = msgspec.structs.replace(ask, request=msgspec.structs.replace(ask.request, extra={}))
         return Pooling(await self._turn(entry, use_of(ask.request), job), ask, warnings)
 
     async def render(self, ask: Ask) -> tuple[str, Rendering]:
@@ -239,7 +248,8 @@ class Gallery:
 
     async def _turn(self, entry: Entry, use: Use, job: Job | None) -> Turn:
         """Raises UnsupportedField when the model is known not to be made for this use."""
-        await asyncio.to_thread(check_use, entry, use, self._cached)
+        if not is_elsewhere(specs().get(entry.backend or "")):  # there its endpoint decides
+            await asyncio.to_thread(check_use, entry, use, self._cached)
         lease = self.manager.lease(entry, partial(arrive, job) if job is not None else None)
         return Turn(entry, lease, self.metrics, self._running, use, job.id if job is not None else None)
 

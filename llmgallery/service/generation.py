@@ -6,10 +6,10 @@ import asyncio
 import hashlib
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
@@ -19,6 +19,7 @@ from llmgallery.core.errors import Cancelled, GalleryError, WorkerDied, from_inf
 from llmgallery.core.events import Done, Event, Progress, Reason, TextDelta, TokenLogprob, ToolCallDelta, Usage, joined
 from llmgallery.runtime.answer import Answer
 from llmgallery.runtime.handle import Handle
+from llmgallery.service.parts import united, whole_calls
 from llmgallery.service.silence import Silence
 from llmgallery.service.spread import Spread
 from llmgallery.service.turn import Turn
@@ -28,7 +29,7 @@ Item = tuple[int, Event]
 
 class Choice(msgspec.Struct, frozen=True):
     """One whole answer. `logprobs`, `offsets`: as in TextDelta, where they were asked for. `tool_calls`: the calls that it
-    makes; then there may be no text."""
+    makes; then there may be no text. `message`: other fields of the message, `extra`: Done's, of a remote endpoint."""
 
     text: str
     reason: Reason
@@ -36,6 +37,8 @@ class Choice(msgspec.Struct, frozen=True):
     logprobs: tuple[TokenLogprob, ...] = ()
     offsets: tuple[int, ...] = ()
     tool_calls: tuple[ToolCallDelta, ...] = ()
+    message: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
 
 
 class Generation:
@@ -43,7 +46,8 @@ class Generation:
     what still runs. An async iterator of (index, event) that ends after the last Done; index = prompt * copies + copy.
     Raises GalleryError: one failed answer fails all.
 
-    `coalesce`: nobody streams it. `logprobs`: the client wants them.
+    `coalesce`: nobody streams it. `logprobs`: the client wants them. `headers`: what a remote endpoint said with the first
+    answer that it took.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Generation:
     ) -> None:
         self.entry: Entry = turn.entry
         self.warnings = warnings
+        self.headers: Mapping[str, str] = {}
         self.copies = asked.copies
         self.choices = asked.choices
         self.logprobs = asked.logprobs
@@ -84,6 +89,11 @@ class Generation:
     def name(self) -> str:
         """The model's."""
         return self.entry.name
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Another server answers, and says what is not ours to say."""
+        return self._turn.is_elsewhere
 
     @property
     def job(self) -> str | None:
@@ -122,6 +132,13 @@ class Generation:
             sum(done.usage.completion_tokens for done in self._done.values()),
             sum(usage.cached_tokens for usage in prompts),
         )
+
+    @property
+    def body(self) -> Mapping[str, Any]:
+        """What a remote endpoint's answer said that nobody here knows, and its `usage` as it came; nothing where there are
+        several answers, each of which may say something else."""
+        done = self._done.get(0)
+        return done.extra.get("body", {}) if done is not None and len(self) == 1 else {}
 
     async def __aenter__(self) -> Self:
         await self._turn.begin()
@@ -187,7 +204,7 @@ class Generation:
         try:
             while True:
                 handle = await self._acquire(dead)
-                answer = self._answers[index] = handle.submit(self._requests[index], self.entry.config, self._coalesce)
+                answer = self._answers[index] = handle.submit(self._requests[index], self._turn.config, self._coalesce)
                 answer.listen(partial(self._hear, index))
                 try:
                     await answer.accepted()
@@ -198,6 +215,7 @@ class Generation:
                 else:
                     break
             self.warnings = tuple(dict.fromkeys((*self.warnings, *answer.warnings)))
+            self.headers = self.headers or answer.headers
             self._accept(index)
         except Exception as exc:  # noqa: BLE001 - task border: the reader must hear of every failure
             self._fail(exc)
@@ -324,12 +342,13 @@ async def fold(generation: Generation) -> list[Choice]:
             case Done():
                 ends[index] = event
     chosen = likeliest([ends[index] for index in range(len(generation))], generation.copies, generation.choices)
-    return [_choice(joined(deltas[index]), calls[index], ends[index], generation.logprobs) for index in chosen]
+    return [_choice(deltas[index], whole_calls(calls[index]), ends[index], generation.logprobs) for index in chosen]
 
 
-def _choice(whole: TextDelta, calls: Sequence[ToolCallDelta], end: Done, logprobs: bool) -> Choice:
+def _choice(deltas: Sequence[TextDelta], calls: Sequence[ToolCallDelta], end: Done, logprobs: bool) -> Choice:
+    whole, message = joined(deltas), united([delta.extra for delta in deltas if delta.extra])
     tokens, offsets = (whole.logprobs, whole.offsets) if logprobs else ((), ())
-    return Choice(whole.text, end.reason, end.stop, tokens, offsets, tuple(calls))
+    return Choice(whole.text, end.reason, end.stop, tokens, offsets, tuple(calls), message, end.extra)
 
 
 def likeliest(ends: Sequence[Done], copies: int, choices: int) -> list[int]:

@@ -6,7 +6,7 @@ import asyncio
 import math
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -55,11 +55,12 @@ def use_of(request: PoolRequest) -> Use:
 
 class Pooling:
     """Used with `async with`: entering starts it (Overloaded when the model's limit is reached), leaving cancels at once what
-    still runs."""
+    still runs. `headers`: what a remote endpoint said with the first part that it answered."""
 
     def __init__(self, turn: Turn, ask: PoolAsk, warnings: tuple[str, ...] = ()) -> None:
         self.entry: Entry = turn.entry
         self.warnings = warnings
+        self.headers: Mapping[str, str] = {}
         self._turn = turn
         self._ask = ask
         self._handle: Handle | None = None
@@ -143,9 +144,10 @@ class Pooling:
         dead: Handle | None = None
         while True:
             handle = await self._acquire(dead)
-            answer = self._answer = _submit(handle, part)
+            answer = self._answer = handle.pool(part, self._turn.config)
             try:
                 found = await answer.vectors()
+                self.headers = self.headers or answer.headers
                 return Pooled(found.vectors, found.prompt_tokens)
             except WorkerDied:
                 if dead is not None or answer.started:
@@ -161,10 +163,6 @@ class Pooling:
             if not self._accepted.done():
                 self._accepted.set_result(None)
         return self._handle
-
-
-def _submit(handle: Handle, part: PoolRequest) -> PooledAnswer:
-    return handle.embed(part) if isinstance(part, EmbedRequest) else handle.rerank(part)
 
 
 def parts(request: PoolRequest) -> Iterator[tuple[int, PoolRequest]]:
@@ -196,7 +194,7 @@ def placed(error: GalleryError, first: int, ask: PoolAsk) -> GalleryError:
     if error.field is None:
         return error
     message, field = (re.sub(r"\b(?:input|documents)\[(\d+)\]", place, text) for text in (error.message, error.field))
-    return type(error)(message, field=field, hints=error.hints, retry_after=error.retry_after)
+    return type(error)(message, field=field, hints=error.hints, retry_after=error.retry_after, upstream=error.upstream)
 
 
 def scores(vectors: Sequence[bytes], *, sigmoid: bool) -> list[float]:

@@ -19,7 +19,7 @@ from llmgallery.runtime.files import here
 from llmgallery.runtime.handle import Handle
 from llmgallery.runtime.keys import backend_of, load_key, vocabulary_key
 from llmgallery.runtime.manager import Manager
-from llmgallery.service.demands import features_of, settle
+from llmgallery.service.demands import features_of, is_elsewhere, settle
 from llmgallery.service.spread import Ask, spread
 
 T = TypeVar("T")
@@ -98,13 +98,19 @@ def needs_vocabulary(request: Request) -> str | None:
 
 def the_request(ask: Ask, entry: Entry) -> tuple[Request, tuple[str, ...]]:
     """The one request that a server would run, and warnings of what it would ignore, or refuse it for: of that nothing is left
-    out. Raises InvalidField."""
+    out. Raises InvalidField, and UnsupportedField for a model that is elsewhere."""
     if len(ask.prompts) != 1:
         raise InvalidField("prompt: one prompt is shown at a time, not a list of them", field="prompt")
-    features = features_of(specs().get(entry.backend or ""), entry.config)
+    spec = specs().get(entry.backend or "")
+    if is_elsewhere(spec):
+        told = (
+            f"model {entry.name} is elsewhere (backend {entry.backend}): its endpoint writes the prompt, nobody here can show it"
+        )
+        raise UnsupportedField(told, field="model")
+    features = features_of(spec, entry.config)
     try:
         warnings = settle(ask.wishes, entry.config.on_unsupported, entry.name, features)
     except UnsupportedField as refusal:
         warnings = (f"a server refuses this request: {refusal.message}",)
         features |= {wish.feature for wish in ask.wishes}
-    return spread(ask, entry, features).requests[0], warnings
+    return spread(ask, entry, features, spec).requests[0], warnings

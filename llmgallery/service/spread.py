@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
+from llmgallery.backends.base import BackendSpec
 from llmgallery.catalog.registry import Entry
-from llmgallery.config.merge import merge_sampling, merge_stops
+from llmgallery.config.merge import config_sampling, merge_sampling, merge_stops
 from llmgallery.config.model import Parameters
 from llmgallery.core.errors import InvalidField
+from llmgallery.core.messages import ImagePart, Message, RawPart
 from llmgallery.core.requests import CompletionRequest, Request
 from llmgallery.core.sampling import Sampling
-from llmgallery.service.demands import FEATURES, Wish
+from llmgallery.service.demands import FEATURES, GENERATION_CONFIG, IMAGES, PROMPT_LOGPROBS, Wish, is_elsewhere
 
 MOST_ANSWERS = 512
 
@@ -42,15 +44,15 @@ class Spread(NamedTuple):
     logprobs: bool
 
 
-def spread(ask: Ask, entry: Entry, features: Container[str] = FEATURES) -> Spread:
-    """Raises InvalidField. `features`: what the model can do; nothing else is asked of it. Copies of a seeded request count its
-    seed up, or they would all say the same."""
+def spread(ask: Ask, entry: Entry, features: Container[str] = FEATURES, spec: BackendSpec | None = None) -> Spread:
+    """Raises InvalidField. `features`: what the model can do; nothing else is asked of it. `spec`: its backend's, if that is
+    known. Copies of a seeded request count its seed up, or they would all say the same."""
     choices = entry.config.parameters.n or 1 if "n" in ask.unsaid else ask.copies
     copies = _copies(ask, choices) if "best_of" in features else choices
     if len(ask.prompts) * copies > MOST_ANSWERS:
         field = "n" if copies == choices else "best_of"
         raise InvalidField(f"a request may ask for {MOST_ANSWERS} answers at most: prompts x {field}", field=field)
-    merged = [_merged(request, ask, entry, features) for request in ask.prompts]
+    merged = [_merged(request, ask, entry, features, spec) for request in ask.prompts]
     wanted = any(request.logprobs is not None for request in merged)
     if copies > choices and not wanted:
         merged = [msgspec.structs.replace(request, logprobs=0) for request in merged]
@@ -66,18 +68,61 @@ def _copies(ask: Ask, choices: int) -> int:
     return copies
 
 
-def _merged(request: Request, ask: Ask, entry: Entry, features: Container[str]) -> Request:
-    parameters = entry.config.parameters
+def _merged(request: Request, ask: Ask, entry: Entry, features: Container[str], spec: BackendSpec | None) -> Request:
+    parameters, elsewhere = entry.config.parameters, is_elsewhere(spec)
+    logprobs = _logprobs(request, ask, parameters) if "logprobs" in features else None
     request = msgspec.structs.replace(
         request,
-        sampling=merge_sampling(request.sampling, entry.config, Sampling()),
+        sampling=_asked(request, entry) if elsewhere else _sampling(request, entry, spec),
         stop=merge_stops(request.stop, entry.config),
-        logprobs=_logprobs(request, ask, parameters) if "logprobs" in features else None,
+        logprobs=logprobs,
+        extra=request.extra if elsewhere else {},
     )
-    if not isinstance(request, CompletionRequest):
-        return request if "tools" in features else msgspec.structs.replace(request, tools=())
-    echo = bool(parameters.echo) if "echo" in ask.unsaid else request.echo
-    return msgspec.structs.replace(request, echo=echo, suffix=request.suffix if "suffix" in features else None)
+    if isinstance(request, CompletionRequest):
+        echo = bool(parameters.echo) if "echo" in ask.unsaid else request.echo
+        echo = echo and (logprobs is None or PROMPT_LOGPROBS in features)
+        return msgspec.structs.replace(request, echo=echo, suffix=request.suffix if "suffix" in features else None)
+    if elsewhere:
+        return request
+    messages = tuple(_readable(message, IMAGES in features) for message in request.messages)
+    return msgspec.structs.replace(request, messages=messages, tools=request.tools if "tools" in features else ())
+
+
+def _asked(request: Request, entry: Entry) -> Sampling:
+    """What request and YAML say, and no more: what holds otherwise is the endpoint's own."""
+    asked = request.sampling.over(config_sampling(entry.config))
+    return msgspec.structs.replace(asked, max_tokens=None) if asked.max_tokens == -1 else asked
+
+
+def _sampling(request: Request, entry: Entry, spec: BackendSpec | None) -> Sampling:
+    sampling = request.sampling
+    if spec is not None and spec.parameters:
+        own = {name: value for name, value in request.extra.items() if name in spec.parameters and value is not None}
+        extra = {**sampling.extra, **generation_config(request.extra.get(GENERATION_CONFIG)), **own}
+        sampling = msgspec.structs.replace(sampling, extra=extra)
+    return merge_sampling(sampling, entry.config, Sampling())
+
+
+def generation_config(value: Any) -> dict[str, Any]:
+    """Parameters of the backend's own: an object, or the text of one; None = none. Raises InvalidField."""
+    if value is None:
+        return {}
+    try:
+        found = msgspec.json.decode(value) if isinstance(value, str) else value
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise InvalidField(f"{GENERATION_CONFIG} is not valid JSON: {exc}", field=GENERATION_CONFIG) from exc
+    if not isinstance(found, dict):
+        raise InvalidField(f"{GENERATION_CONFIG}: expected an object, or the JSON of one", field=GENERATION_CONFIG)
+    return {name: given for name, given in found.items() if given is not None}
+
+
+def _readable(message: Message, sees: bool) -> Message:
+    """Without what no model here reads; images only for a model that `sees`."""
+    unread = RawPart if sees else RawPart | ImagePart
+    if not message.extra and not any(isinstance(part, unread) for part in message.parts):
+        return message
+    parts = tuple(part for part in message.parts if not isinstance(part, unread))
+    return msgspec.structs.replace(message, parts=parts, extra={})
 
 
 def _logprobs(request: Request, ask: Ask, parameters: Parameters) -> int | None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import time
 from collections import Counter
 
+import msgspec
+
+from llmgallery.backends.loader import specs
 from llmgallery.catalog.registry import Entry
+from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import Overloaded
 from llmgallery.core.events import Progress, Usage
 from llmgallery.metrics import Metrics
 from llmgallery.runtime.handle import Handle
 from llmgallery.runtime.lease import Lease
+from llmgallery.service.demands import is_elsewhere
 from llmgallery.service.uses import Use, check_loaded
 
 
@@ -33,7 +38,14 @@ class Turn:
         self.metrics = metrics
         self._lease = lease
         self._running = running
+        self.is_elsewhere = is_elsewhere(specs().get(entry.backend or ""))
         self._started = time.monotonic()
+
+    @property
+    def config(self) -> ModelConfig:
+        """What the worker is told of the model. One that is elsewhere has a name at least, by which it may be known there."""
+        config = self.entry.config
+        return msgspec.structs.replace(config, name=self.entry.name) if self.is_elsewhere else config
 
     @property
     def seconds(self) -> float:
@@ -66,7 +78,8 @@ class Turn:
         """The worker, once it is ready; after its death a new one. Raises what Lease.handle raises, and UnsupportedField for
         a model that turns out not to be made for this."""
         handle = await self._lease.handle()
-        check_loaded(self.entry, self.use, handle.ready.capabilities)
+        if not self.is_elsewhere:  # there its endpoint decides
+            check_loaded(self.entry, self.use, handle.ready.capabilities)
         return handle
 
     def _check_limit(self) -> None:

@@ -9,9 +9,9 @@ from litestar.exceptions import NotFoundException
 from live_server import fits
 
 from llmgallery.api import errors
-from llmgallery.api.errors import envelope, to_failure
+from llmgallery.api.errors import envelope, passed_on, to_failure
 from llmgallery.core import errors as kinds
-from llmgallery.core.errors import KINDS, GalleryError
+from llmgallery.core.errors import KINDS, GalleryError, Upstream
 
 STATUS = {
     "InvalidField": 400,
@@ -31,6 +31,8 @@ STATUS = {
     "LoadError": 503,
     "BackendMissing": 503,
     "BadWeights": 503,
+    "UpstreamError": 502,
+    "UpstreamUnavailable": 502,
     "WorkerDied": 502,
     "Overloaded": 503,
     "Cancelled": 503,
@@ -61,6 +63,48 @@ def test_when_to_come_back_is_told_in_whole_seconds() -> None:
     assert to_failure(kinds.Overloaded("x", retry_after=0)).headers == {"Retry-After": "1"}
     assert to_failure(kinds.BadWeights("x")).headers == {"x-should-retry": "false"}
     assert to_failure(kinds.InvalidField("x")).headers == {}
+
+
+TOO_MANY = {"error": {"message": "slow down", "type": "tokens", "param": None, "code": "rate_limit_exceeded", "more": [1]}}
+
+
+@pytest.mark.parametrize(("status", "told"), [(429, 429), (401, 401), (599, 599), (200, 502), (302, 502), (999, 502)])
+def test_an_endpoint_s_error_goes_as_it_came(status: int, told: int) -> None:
+    failure = to_failure(kinds.UpstreamError("x", upstream=Upstream(status, TOO_MANY)))
+    assert (failure.status, envelope(failure)) == (told, TOO_MANY)
+
+
+@pytest.mark.parametrize("body", [None, "<html>", {"detail": "no"}, {"error": "no"}, [TOO_MANY]])
+def test_what_is_no_error_of_openai_s_becomes_the_message_in_one(body: object) -> None:
+    failure = to_failure(kinds.UpstreamError("the endpoint said so", upstream=Upstream(429, body)))
+    error = fits("error", envelope(failure))["error"]
+    assert (failure.status, error["message"]) == (429, "the endpoint said so")
+    assert (error["type"], error["code"]) == ("rate_limit_error", "upstream_error")
+
+
+def test_of_an_endpoint_s_headers_the_client_gets_what_is_for_it() -> None:
+    came = {
+        "X-RateLimit-Remaining-Tokens": "7",
+        "retry-after": "3",
+        "Retry-After-Ms": "2500",
+        "x-request-id": "req_1",
+        "anthropic-ratelimit-requests-limit": "50",
+        "openai-processing-ms": "12",
+        "openai-organization": "the operator's",
+        "set-cookie": "a=b",
+        "content-length": "5",
+        "x-ratelimit-limit-requests": "a\r\nx: y",
+    }
+    expected = {
+        "x-ratelimit-remaining-tokens": "7",
+        "retry-after": "3",
+        "retry-after-ms": "2500",
+        "x-upstream-request-id": "req_1",
+        "anthropic-ratelimit-requests-limit": "50",
+        "openai-processing-ms": "12",
+    }
+    assert passed_on(came) == expected
+    assert to_failure(kinds.UpstreamError("x", upstream=Upstream(429, TOO_MANY, came))).headers == expected
 
 
 def test_what_nobody_foresaw_is_logged_under_the_id_that_the_client_gets(caplog: pytest.LogCaptureFixture) -> None:

@@ -266,6 +266,11 @@ LOCAL = [
     ({"id": "red", "overrides": {"parameters": {"model": "file:///etc/passwd"}}}, "overrides.parameters.model"),
     ({"id": "red", "overrides": {"trust_remote_code": True}}, "overrides.trust_remote_code"),
     ({"id": "red", "overrides": {"parameters": {"trust_remote_code": True}}}, "overrides.trust_remote_code"),
+    (
+        {"id": "red", "overrides": {"backend": "openai", "options": {"headers": {"x": "${HF_TOKEN}"}}}},
+        "overrides.options.headers",
+    ),
+    ({"id": "red", "overrides": {"options": ["base-url:https://x.example/v1"]}}, "overrides.options.base_url"),
     ({"id": "red", "overrides": {"template": {"chat_template_file": "x"}}}, "overrides.template.chat_template_file"),
 ]
 

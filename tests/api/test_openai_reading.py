@@ -76,7 +76,7 @@ def test_stops(stop: Any, stops: tuple[str, ...]) -> None:
 
 def test_what_nobody_knows_is_kept_and_wished_as_a_hint() -> None:
     ask = chat(who_knows={"a": [1]}, user="ann", nothing=None)
-    assert request_of(ask).extra == {"who_knows": {"a": [1]}, "nothing": None}
+    assert request_of(ask).extra == {"who_knows": {"a": [1]}, "nothing": None, "user": "ann"}
     assert ask.wishes == (Wish("user", "user", hint=True), Wish("who_knows", "who_knows", hint=True))
 
 
@@ -104,7 +104,7 @@ def test_a_list_of_prompts_is_a_list_of_requests() -> None:
         ("a", True, "z", 4), ((1, 2), True, "z", 4),
     ]  # fmt: skip
     assert (ask.copies, ask.best_of, ask.token, ask.unsaid) == (2, 3, "t", frozenset())
-    assert {wish.field for wish in ask.wishes} == {"suffix", "best_of", "logprobs", "n"}
+    assert {wish.field for wish in ask.wishes} == {"suffix", "best_of", "logprobs", "n", "echo"}
 
 
 def test_what_a_completion_does_not_say_is_left_open() -> None:

@@ -57,7 +57,8 @@ def test_any_documents_are_understood_or_refused_by_their_place(query: Any, docu
 
 def test_fields_arrive() -> None:
     ask = embedding(model="m", input=["a"], dimensions=3, normalize=False, truncate=True, user="u", colour=1)
-    assert (ask.model, ask.request) == ("m", EmbedRequest(("a",), 3, False, True))
+    said = {"user": "u", "normalize": False, "truncate": True, "colour": 1}
+    assert (ask.model, ask.request) == ("m", EmbedRequest(("a",), 3, False, True, said))
     assert [(wish.feature, wish.hint) for wish in ask.wishes] == [("user", True), ("colour", True)]
 
 

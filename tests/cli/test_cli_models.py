@@ -251,6 +251,16 @@ def test_explain_at_a_terminal_breaks_lines_where_the_value_does(folder, tmp_pat
     assert terminal.close() == 0
 
 
+def test_explain_of_a_model_that_is_elsewhere_shows_no_secret_and_no_default_of_ours(folder):
+    options = 'options: {api_key: sk-very-secret, headers: {x-key: secret too, x-team: "${TEAM}"}}'
+    (folder / "far.yaml").write_text(f"backend: openai\n{options}\nparameters: {{temperature: 0.5}}\n")
+    rows = shown("far")
+    assert "secret" not in " ".join(value for value, _ in rows.values())
+    assert "${TEAM}" in rows["options.headers"][0] and rows["options.connect_retries"][0] == "2"
+    assert rows["parameters.temperature"][0] == "0.5" and "parameters.top_k" not in rows
+    assert "endpoint" in rows["parameters"][0] and "endpoint" in rows["template"][0]
+
+
 def test_explain_of_a_server_that_never_unloads(folder, monkeypatch):
     monkeypatch.setenv("LLMGALLERY_KEEP_ALIVE", "-1")
     assert shown("parrot")["keep_alive"] == ("never", "settings")

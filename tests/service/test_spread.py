@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmgallery.backends.base import BackendSpec
 from llmgallery.catalog.index import Entry
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import InvalidField
 from llmgallery.core.events import Done
-from llmgallery.core.messages import say
+from llmgallery.core.messages import ImagePart, Message, RawPart, TextPart, say
 from llmgallery.core.requests import ChatRequest, CompletionRequest
 from llmgallery.core.sampling import Sampling
-from llmgallery.service.demands import FEATURES
+from llmgallery.service.demands import EVERYTHING, FEATURES, features_of
 from llmgallery.service.generation import likeliest
 from llmgallery.service.spread import MOST_ANSWERS, Ask, spread
 
@@ -135,3 +136,54 @@ def test_no_answer_left_out_is_likelier_than_a_chosen_one(means: list[float], da
     assert len(set(chosen)) == choices
     left = [mean for index, mean in enumerate(means) if index not in chosen]
     assert not left or max(left) <= min(means[index] for index in chosen)
+
+
+REMOTE = BackendSpec(name="remote", implementation="nowhere:Nothing", level="chat")
+OWN = BackendSpec(name="own", implementation="nowhere:Nothing", parameters=frozenset({"num_beams", "do_sample"}))
+PARTS = (TextPart("a"), ImagePart(url="https://x.example"), RawPart({"type": "file"}))
+SAID = Message("user", PARTS, extra={"cache_control": 1})
+
+
+def one(ask: Ask, of: Entry, spec: BackendSpec) -> ChatRequest:
+    (request,) = spread(ask, of, features_of(spec, of.config), spec).requests
+    assert isinstance(request, ChatRequest)
+    return request
+
+
+def test_what_is_sent_elsewhere_says_only_what_was_said() -> None:
+    request = ChatRequest((SAID,), Sampling(top_p=0.5), stop=("a",), extra={"store": True})
+    configured = entry(temperature=0.1, max_tokens=-1)
+    told = one(Ask("m", (request,)), configured, REMOTE)
+    assert told.sampling == Sampling(top_p=0.5, temperature=0.1)
+    assert (told.messages, told.extra, told.stop) == ((SAID,), {"store": True}, ("a",))
+    assert spread(Ask("m", (request,)), configured, EVERYTHING, REMOTE).requests == [told]
+
+
+def test_a_model_that_is_here_gets_what_it_can_read() -> None:
+    blind, sees = OWN, BackendSpec(name="sees", implementation="nowhere:Nothing", capabilities=frozenset({"images"}))
+    ask = Ask("m", (ChatRequest((SAID, say("user", "b")), extra={"store": True}),))
+    assert one(ask, entry(), blind).messages == (say("user", "a"), say("user", "b"))
+    assert one(ask, entry(), sees).messages[0].parts == PARTS[:2]
+    assert one(ask, entry(), sees).extra == {}
+
+
+@pytest.mark.parametrize("config", [{"num_beams": 2, "min_length": 5, "top_k": None}, '{"num_beams": 2, "min_length": 5}'])
+def test_parameters_of_the_backend_s_own(config: Any) -> None:
+    request = chat(extra={"generation_config": config, "do_sample": False, "num_beams": 3, "unknown": 1, "stop_strings": None})
+    told = one(Ask("m", (request,)), entry(), OWN)
+    assert told.sampling.extra == {"num_beams": 3, "min_length": 5, "do_sample": False}
+    assert one(Ask("m", (request,)), entry(), BackendSpec(name="other", implementation="x:X")).sampling.extra == {}
+
+
+@pytest.mark.parametrize("config", [5, [1], "{", "[1]", True])
+def test_a_bad_generation_config_is_named(config: Any) -> None:
+    with pytest.raises(InvalidField) as caught:
+        one(Ask("m", (chat(extra={"generation_config": config}),)), entry(), OWN)
+    assert caught.value.field == "generation_config"
+
+
+def test_an_echo_without_its_log_probabilities_is_none() -> None:
+    ask = Ask("m", (CompletionRequest("a", echo=True, logprobs=1),))
+    for features, echo in ((FEATURES, True), (FEATURES - {"prompt_logprobs"}, False)):
+        (request,) = spread(ask, entry(), features).requests
+        assert isinstance(request, CompletionRequest) and request.echo is echo

@@ -23,7 +23,9 @@ def rerank_ask(body: RerankBody, extra: dict[str, Any], token: str | None) -> Po
     if not query:
         raise InvalidField("query: expected text that is not empty", field="query")
     field, given = _documents(body)
-    request = RerankRequest(query, tuple(map(_text, given)), bool(body.truncate))
+    said = {"user": body.user, "truncate": body.truncate, **extra}
+    own = {name: value for name, value in said.items() if value is not None}
+    request = RerankRequest(query, tuple(map(_text, given)), bool(body.truncate), own)
     hints = [name for name, value in {"user": body.user, **extra}.items() if value is not None]
     return PoolAsk(body.model, request, tuple(Wish(name, name, hint=True) for name in hints), token, field)
 

@@ -25,5 +25,5 @@ async def rerank(request: Request[Any, Any, Any], gallery: NamedDependency[Galle
     pooled = await respond.while_connected(request.receive, respond.pooled(pooling, patience.left))
     sigmoid = probabilities and not pooling.gives_probabilities
     data = convert.rerank_body(body, pooling.name, pooled, pooling.warnings, sigmoid=sigmoid)
-    headers = {**respond.warned(pooling.warnings), **patience.headers}
+    headers = {**respond.told(pooling), **patience.headers}
     return Response(data, headers=headers, media_type=JSON).to_asgi_response(app=None, request=request)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from llmgallery.api.dialects.openai import offered, schema
+from llmgallery.api.dialects.openai import elsewhere, offered, schema
 from llmgallery.core.errors import InvalidField
-from llmgallery.core.messages import Message, Part, RefusalPart, TextPart, Tool, ToolCall
+from llmgallery.core.messages import Message, Part, RawPart, RefusalPart, TextPart, Tool, ToolCall
 from llmgallery.core.requests import ChatRequest, CompletionRequest
 from llmgallery.core.sampling import MOST_BREAKERS, Sampling, sampler_order
-from llmgallery.service.demands import Wish
+from llmgallery.service.demands import IMAGES, PROMPT_LOGPROBS, Wish
 from llmgallery.service.gallery import Ask
 
 Prompt = str | tuple[int, ...]
@@ -24,7 +24,7 @@ IMAGE_KEYS = ("add_sd_prompt", "add_sd_negative_prompt")
 def chat_ask(body: schema.ChatBody, extra: dict[str, Any], token: str | None) -> Ask:
     """Raises InvalidField for what the schema alone cannot refuse."""
     _check_stream_options(body)
-    offer = offered.offer(body, tools(body))
+    offer, fault = _offer(body)
     request = ChatRequest(
         tuple(to_message(message, f"messages[{index}]") for index, message in enumerate(body.messages)),
         _sampling(body, _max_tokens(body)),
@@ -40,9 +40,10 @@ def chat_ask(body: schema.ChatBody, extra: dict[str, Any], token: str | None) ->
         add_generation_prompt=body.add_generation_prompt is not False,
         adapter=body.adapter,
         logprobs=_chat_logprobs(body),
-        extra=extra,
+        extra={**extra, **elsewhere.chat_extra(body, foreign=fault is not None)},
     )
-    wishes = (*_chat_demands(body, offer), *_common_wishes(body, extra))
+    refusals = [elsewhere.refusal(fault)] if fault is not None else []
+    wishes = (*refusals, *_chat_demands(body, offer), *_common_wishes(body, extra))
     unsaid = _unsaid(n=body.n, logprobs=body.logprobs, top_logprobs=body.top_logprobs)
     return Ask(body.model, (request,), body.n or 1, wishes, bool(body.stream), token, unsaid=unsaid)
 
@@ -51,8 +52,9 @@ def completion_ask(body: schema.CompletionBody, extra: dict[str, Any], token: st
     """Raises InvalidField for what the schema alone cannot refuse."""
     _check_stream_options(body)
     sampling, stops, suffix, echo = _sampling(body, body.max_tokens), _stops(body), body.suffix or None, bool(body.echo)
+    said = extra if body.user is None else {**extra, "user": body.user}
     requests = tuple(
-        CompletionRequest(prompt, sampling, stops, suffix, echo, body.logprobs, extra) for prompt in read_prompts(body.prompt)
+        CompletionRequest(prompt, sampling, stops, suffix, echo, body.logprobs, said) for prompt in read_prompts(body.prompt)
     )
     wishes = (*_completion_demands(body), *_common_wishes(body, extra))
     unsaid = _unsaid(n=body.n, echo=body.echo, logprobs=body.logprobs)
@@ -70,9 +72,10 @@ def to_message(message: schema.Message, place: str) -> Message:
     parts = _parts(message, place)
     if message.refusal:
         parts = (*parts, RefusalPart(message.refusal))
-    if message.content is None and not calls and not message.refusal:
+    extra = elsewhere.message_extra(message.raw)
+    if message.content is None and not calls and not message.refusal and not extra:
         raise InvalidField(f"{place}.content is missing", field=f"{place}.content")
-    return Message(message.role, parts, message.name, calls, message.tool_call_id, message.reasoning_content)
+    return Message(message.role, parts, message.name, calls, message.tool_call_id, message.reasoning_content, extra)
 
 
 def _tool_calls(message: schema.Message, place: str) -> tuple[ToolCall, ...]:
@@ -86,7 +89,7 @@ def _tool_calls(message: schema.Message, place: str) -> tuple[ToolCall, ...]:
 
 
 def _parts(message: schema.Message, place: str) -> tuple[Part, ...]:
-    """The text; parts that are no text are wishes, and dropped when the model's YAML says so."""
+    """Parts that are no text are wishes, too, and passed over when the model's YAML says so."""
     if message.content is None:
         return ()
     if isinstance(message.content, str):
@@ -98,18 +101,33 @@ def _parts(message: schema.Message, place: str) -> tuple[Part, ...]:
         elif isinstance(part, schema.RefusalPart):
             _check_role(message, part, f"{place}.content[{index}]", "assistant")
             parts.append(RefusalPart(part.refusal))
-        else:
+        elif isinstance(part, schema.ImagePart):
             _check_role(message, part, f"{place}.content[{index}]", "user")
+            parts.append(elsewhere.image(part, message.raw["content"][index]))
+        else:
+            if not isinstance(part, schema.OtherPart):
+                _check_role(message, part, f"{place}.content[{index}]", "user")
+            parts.append(RawPart(message.raw["content"][index]))
     return tuple(parts)
 
 
-def _check_role(message: schema.Message, part: schema.AnyPart, place: str, role: str) -> None:
+def _check_role(message: schema.Message, part: schema.Part, place: str, role: str) -> None:
     if message.role != role:
         tag = part.__struct_config__.tag
         raise InvalidField(f"{place}: a part of type {tag} is for the role {role}, not {message.role}", field=f"{place}.type")
 
 
 # --- tools -------------------------------------------------------------------------------------------------------------------
+
+
+def _offer(body: schema.ChatBody) -> tuple[offered.Offer, InvalidField | None]:
+    """What is on offer; with tools that are no functions nothing, and what is wrong with them for models that are here."""
+    try:
+        return offered.offer(body, tools(body)), None
+    except InvalidField as fault:
+        if not elsewhere.has_foreign_tools(body):
+            raise
+        return offered.Offer(), fault
 
 
 def tools(body: schema.ChatBody) -> tuple[Tool, ...]:
@@ -322,18 +340,18 @@ def _adapter_hints(adapter: dict[str, Any] | str | None) -> list[Wish]:
 
 
 def _media_demands(messages: list[schema.Message]) -> list[Wish]:
-    kinds: dict[type[schema.AnyPart], str] = {
-        schema.ImagePart: "images",
+    kinds: dict[type[schema.Part], str] = {
+        schema.ImagePart: IMAGES,
         schema.AudioPart: "audio input",
         schema.FilePart: "files",
     }
-    return [
-        Wish(kinds[type(part)], f"messages[{row}].content[{column}]")
-        for row, message in enumerate(messages)
-        if isinstance(message.content, list)
-        for column, part in enumerate(message.content)
-        if type(part) in kinds
-    ]
+    wishes: list[Wish] = []
+    for row, message in enumerate(messages):
+        place = f"messages[{row}]"
+        parts = message.content if isinstance(message.content, list) else []
+        wishes += elsewhere.faults(message, place)
+        wishes += [Wish(kinds[type(part)], f"{place}.content[{at}]") for at, part in enumerate(parts) if type(part) in kinds]
+    return wishes
 
 
 def _completion_demands(body: schema.CompletionBody) -> list[Wish]:
@@ -342,7 +360,8 @@ def _completion_demands(body: schema.CompletionBody) -> list[Wish]:
         "best_of": body.best_of is not None and body.best_of > (body.n or 1),
         "logprobs": body.logprobs is not None,
     }
-    return [Wish(field, field) for field, wanted in asked.items() if wanted]
+    demands = [Wish(field, field) for field, wanted in asked.items() if wanted]
+    return [*demands, Wish(PROMPT_LOGPROBS, "echo")] if body.echo and body.logprobs is not None else demands
 
 
 def _common_wishes(body: schema.Generating, extra: dict[str, Any]) -> list[Wish]:

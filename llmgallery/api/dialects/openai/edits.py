@@ -53,7 +53,7 @@ def edit_body(generation: Generation, choices: Sequence[Choice]) -> bytes:
     head = encode.Head(generation, "edit", "edit").fields
     listed = [{"index": index, "text": choice.text, "finish_reason": choice.reason} for index, choice in enumerate(choices)]
     warned = {"warnings": generation.warnings} if generation.warnings else {}
-    return msgspec.json.encode({**head, "choices": listed, "usage": encode.usage_body(generation.usage), **warned})
+    return msgspec.json.encode({**head, "choices": listed, "usage": encode.usage(generation), **warned})
 
 
 @post(["/v1/edits", "/edits"], status_code=200)
@@ -63,7 +63,7 @@ async def edits(request: Request[Any, Any, Any], gallery: NamedDependency[Galler
     patience = respond.Patience(request.headers, gallery.settings.load_wait)
     generation = await gallery.generate(edit_ask(body, extra, bearer_token(request.headers)), patience.left)
     data = await respond.while_connected(request.receive, _whole(generation, patience.left))
-    headers = {**respond.warned(generation.warnings), **patience.headers}
+    headers = {**respond.told(generation), **patience.headers}
     return Response(data, headers=headers, media_type=JSON).to_asgi_response(app=None, request=request)
 
 

@@ -53,7 +53,9 @@ def embedding_ask(body: EmbeddingBody, extra: dict[str, Any], token: str | None)
         if not item:
             field = "input" if single else f"input[{index}]"
             raise InvalidField(f"{field}: expected text that is not empty", field=field)
-    request = EmbedRequest(tuple(inputs), body.dimensions, body.normalize is not False, bool(body.truncate))
+    said = {"user": body.user, "normalize": body.normalize, "truncate": body.truncate, **extra}
+    own = {name: value for name, value in said.items() if value is not None}
+    request = EmbedRequest(tuple(inputs), body.dimensions, body.normalize is not False, bool(body.truncate), own)
     hints = [name for name, value in {"user": body.user, **extra}.items() if value is not None]
     return PoolAsk(body.model, request, tuple(Wish(name, name, hint=True) for name in hints), token, "input", single)
 
@@ -84,5 +86,5 @@ async def embeddings(request: Request[Any, Any, Any], gallery: NamedDependency[G
     pooling = await gallery.pool(embedding_ask(body, extra, bearer_token(request.headers)), patience.left)
     pooled = await respond.while_connected(request.receive, respond.pooled(pooling, patience.left))
     data = await asyncio.to_thread(embedding_body, pooling, pooled, body.encoding_format or "float")
-    headers = {**respond.warned(pooling.warnings), **patience.headers}
+    headers = {**respond.told(pooling), **patience.headers}
     return Response(data, headers=headers, media_type=JSON).to_asgi_response(app=None, request=request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -28,8 +28,9 @@ class Head:
             "object": object,
             "created": int(time.time()),
             "model": generation.entry.name,
-            "system_fingerprint": generation.fingerprint,
         }
+        if not generation.is_elsewhere:  # an endpoint tells its own
+            self.fields["system_fingerprint"] = generation.fingerprint
 
 
 def chat_body(generation: Generation, choices: Sequence[Choice], *, older_calls: bool = False) -> bytes:
@@ -39,10 +40,11 @@ def chat_body(generation: Generation, choices: Sequence[Choice], *, older_calls:
         generation,
         [
             {
+                **choice.extra.get("choice", {}),
                 "index": index,
                 "message": _message(choice, older_calls),
                 "logprobs": chat_logprobs(choice.logprobs) if generation.logprobs else None,
-                "finish_reason": _reason(choice.reason, older_calls),
+                "finish_reason": _reason(choice.reason, choice.extra, older_calls),
             }
             for index, choice in enumerate(choices)
         ],
@@ -50,23 +52,33 @@ def chat_body(generation: Generation, choices: Sequence[Choice], *, older_calls:
 
 
 def _message(choice: Choice, older_calls: bool) -> dict[str, Any]:
-    """ChatCompletionResponseMessage: content is null where there are only calls."""
-    content = None if choice.tool_calls and not choice.text else choice.text
-    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    """ChatCompletionResponseMessage: content is null where there is something else in its place."""
+    instead = choice.tool_calls or choice.message.get("refusal") or choice.message.get("audio")
+    content = None if instead and not choice.text else choice.text
+    own = {"role": "assistant", "content": content}
+    message: dict[str, Any] = {**own, "refusal": None, **choice.message, **own}
     if not choice.tool_calls:
         return message
     if older_calls:
         return {**message, "function_call": _function(choice.tool_calls[0])}
-    calls = [{"id": call.id, "type": "function", "function": _function(call)} for call in choice.tool_calls]
-    return {**message, "tool_calls": calls}
+    return {**message, "tool_calls": [_call(call) for call in choice.tool_calls]}
+
+
+def _call(call: ToolCallDelta) -> dict[str, Any]:
+    """A call, or a part of one: of a function, or of what an endpoint tells in `extra`. Only its beginning has id and name."""
+    head = {"id": call.id, "type": "function"} if call.id or call.name else {}
+    if call.extra and not (call.name or call.arguments):
+        return {**head, **call.extra}
+    return {**head, "function": _function(call), **call.extra}
 
 
 def _function(call: ToolCallDelta) -> dict[str, str]:
-    return {"name": call.name, "arguments": call.arguments}
+    return {"name": call.name, "arguments": call.arguments} if call.name else {"arguments": call.arguments}
 
 
-def _reason(reason: Reason, older_calls: bool) -> str:
-    return "function_call" if older_calls and reason == "tool_calls" else reason
+def _reason(reason: Reason, extra: Mapping[str, Any], older_calls: bool) -> str:
+    """`extra`: Done's, where an endpoint has a word of its own."""
+    return "function_call" if older_calls and reason == "tool_calls" else str(extra.get("finish_reason", reason))
 
 
 def completion_body(generation: Generation, choices: Sequence[Choice]) -> bytes:
@@ -76,10 +88,11 @@ def completion_body(generation: Generation, choices: Sequence[Choice]) -> bytes:
         generation,
         [
             {
+                **choice.extra.get("choice", {}),
                 "index": index,
                 "text": choice.text,
                 "logprobs": completion_logprobs(choice.logprobs, choice.offsets) if generation.logprobs else None,
-                "finish_reason": choice.reason,
+                "finish_reason": _reason(choice.reason, choice.extra, False),
             }
             for index, choice in enumerate(choices)
         ],
@@ -88,7 +101,18 @@ def completion_body(generation: Generation, choices: Sequence[Choice]) -> bytes:
 
 def _body(head: Head, generation: Generation, choices: list[dict[str, Any]]) -> bytes:
     warned = {"warnings": generation.warnings} if generation.warnings else {}
-    return msgspec.json.encode({**head.fields, "choices": choices, "usage": usage_body(generation.usage), **warned})
+    return msgspec.json.encode({**others(generation), **head.fields, "choices": choices, "usage": usage(generation), **warned})
+
+
+def others(generation: Generation) -> dict[str, Any]:
+    """Fields of an endpoint's answer that are none of ours."""
+    return {name: value for name, value in generation.body.items() if name != "usage"}
+
+
+def usage(generation: Generation) -> dict[str, Any]:
+    """CompletionUsage, with the details that an endpoint tells."""
+    told = generation.body.get("usage")
+    return {**usage_body(generation.usage), **(told if isinstance(told, dict) else {})}
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:
@@ -123,6 +147,7 @@ class Chunks:
         self._older_calls = older_calls
         self._include_usage = include_usage
         self._answers = len(generation)
+        self._said: Mapping[str, Any] = {}
         self._generation: Generation | None = generation
 
     def begin(self) -> bytes:
@@ -133,26 +158,29 @@ class Chunks:
 
     def event(self, index: int, event: Event) -> bytes:
         if isinstance(event, Done):
-            reason = _reason(event.reason, self._older_calls)
+            reason = _reason(event.reason, event.extra, self._older_calls)
             content: dict[str, Any] = {"delta": {}} if self._kind == "chat" else {"text": ""}
-            return self._chunk(index, content, reason, warnings=event.warnings)
+            if self._answers == 1:
+                self._said = {name: value for name, value in event.extra.get("body", {}).items() if name != "usage"}
+            return self._chunk(index, {**event.extra.get("choice", {}), **content}, reason, warnings=event.warnings)
         if isinstance(event, ToolCallDelta):
             return self._chunk(index, {"delta": self._called(event)})
         if self._kind == "chat":
             logprobs = chat_logprobs(event.logprobs) if event.logprobs else None
-            return self._chunk(index, {"delta": {"content": event.text}}, logprobs=logprobs)
+            text = {"content": event.text} if event.text or not event.extra else {}
+            return self._chunk(index, {"delta": {**text, **event.extra}}, logprobs=logprobs)
         logprobs = completion_logprobs(event.logprobs, event.offsets) if event.logprobs else None
         return self._chunk(index, {"text": event.text}, logprobs=logprobs)
 
     def _called(self, call: ToolCallDelta) -> dict[str, Any]:
         if self._older_calls:
             return {"function_call": _function(call)}
-        return {"tool_calls": [{"index": call.index, "id": call.id, "type": "function", "function": _function(call)}]}
+        return {"tool_calls": [{"index": call.index, **_call(call)}]}
 
     def end(self, generation: Generation) -> bytes:
         last = b""
         if self._include_usage:
-            last = _data({**self._head, "choices": [], "usage": usage_body(generation.usage)})
+            last = _data({**self._said, **self._head, "choices": [], "usage": usage(generation)})
         return last + b"data: [DONE]\n\n"
 
     def progress(self, progress: Progress) -> bytes:
@@ -172,7 +200,8 @@ class Chunks:
         logprobs: dict[str, Any] | None = None,
         warnings: Sequence[str] = (),
     ) -> bytes:
-        body = {**self._head, "choices": [{"index": index, **content, "logprobs": logprobs, "finish_reason": reason}]}
+        choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": reason}
+        body = {**self._said, **self._head, "choices": [choice]}
         if self._include_usage:
             body["usage"] = None
         body |= self._warnings() or ({"warnings": warnings} if warnings else {})

@@ -72,7 +72,7 @@ async def _answer(
         return respond.Streaming(generation, encoder, hold=gallery.settings.stream_hold)
     to_body = partial(encode.chat_body, older_calls=older_calls) if kind == "chat" else encode.completion_body
     data = await respond.while_connected(request.receive, _whole(generation, patience.left, to_body))
-    headers = {**respond.warned(generation.warnings), **patience.headers}
+    headers = {**respond.told(generation), **patience.headers}
     return Response(data, headers=headers, media_type=JSON).to_asgi_response(app=None, request=request)
 
 

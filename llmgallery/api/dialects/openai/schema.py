@@ -45,6 +45,14 @@ class FilePart(Part, tag="file"):
 
 
 AnyPart = TextPart | RefusalPart | ImagePart | AudioPart | FilePart
+PART_TYPES = tuple(str(part.__struct_config__.tag) for part in get_args(AnyPart))
+"""Those that OpenAI knows."""
+
+_OTHER = "\0"
+
+
+class OtherPart(Part, tag=_OTHER):
+    """Of a type that is none of PART_TYPES."""
 
 
 class CalledFunction(msgspec.Struct):
@@ -60,15 +68,17 @@ class ToolCall(msgspec.Struct):
 
 
 class Message(msgspec.Struct):
+    """`raw`: all of it, as it came."""
+
     role: Role
-    content: str | Annotated[list[AnyPart], Meta(min_length=1)] | None = None
+    content: str | Annotated[list[AnyPart | OtherPart], Meta(min_length=1)] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     function_call: CalledFunction | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
-    audio: Any = None
+    raw: dict[str, Any] = msgspec.field(default_factory=dict, name="")
 
 
 class StreamOptions(msgspec.Struct):
@@ -80,7 +90,10 @@ Format = Literal["text", "json_object", "json_schema"]
 
 
 class ResponseFormat(msgspec.Struct):
+    """`raw`: all of it, as it came."""
+
     type: Format
+    raw: dict[str, Any] = msgspec.field(default_factory=dict, name="")
 
 
 class Generating(msgspec.Struct, kw_only=True):
@@ -174,12 +187,44 @@ B = TypeVar("B", bound=Generating)
 
 def read(data: bytes, body: type[B]) -> tuple[B, dict[str, Any]]:
     """The body, and the fields that it does not know. Raises BadBody, InvalidField (bodies.read)."""
-    return bodies.read(data, body, _CHOICES)
+    fields = bodies.json_object(data)
+    messages = fields.get("messages") if body is ChatBody else None
+    if not isinstance(messages, list):
+        return bodies.parse(fields, body, _CHOICES)
+    parsed, extra = bodies.parse({**fields, "messages": [_readable(message) for message in messages]}, body, _CHOICES)
+    assert isinstance(parsed, ChatBody)
+    for message, raw in zip(parsed.messages, messages, strict=True):
+        message.raw = raw
+    if parsed.response_format is not None:
+        parsed.response_format.raw = fields["response_format"]
+    return parsed, extra
+
+
+def _readable(message: Any) -> Any:
+    """Without what only servers elsewhere may know: parts and calls of other types. They remain in Message.raw."""
+    if not isinstance(message, dict):
+        return message
+    content, calls = message.get("content"), message.get("tool_calls")
+    if isinstance(content, list) and any(map(is_other_part, content)):
+        message = {**message, "content": [{"type": _OTHER} if is_other_part(part) else part for part in content]}
+    if isinstance(calls, list) and any(map(is_other_call, calls)):
+        message = {**message, "tool_calls": [call for call in calls if not is_other_call(call)]}
+    return message
+
+
+def is_other_part(part: Any) -> bool:
+    """It has a type, which is none of PART_TYPES."""
+    return isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] not in PART_TYPES
+
+
+def is_other_call(call: Any) -> bool:
+    """It calls something else than a function."""
+    return isinstance(call, dict) and isinstance(call.get("type"), str) and call["type"] != "function"
 
 
 _CHOICES: dict[str, Sequence[str]] = {
     "messages[].role": get_args(Role),
-    "messages[].content[].type": [str(part.__struct_config__.tag) for part in get_args(AnyPart)],
+    "messages[].content[].type": PART_TYPES,
     "messages[].tool_calls[].type": ("function",),
     "response_format.type": get_args(Format),
 }

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmgallery.catalog.gallery.localai import Engine
+from llmgallery.catalog.engines import Engine
 from llmgallery.config.outside import Outside
 from llmgallery.config.problems import Problem
 from llmgallery.core.errors import ConfigError

@@ -368,11 +368,11 @@ def _key(config: _Config) -> str | None:
 
 def _passthrough(draft: Draft, table: Table, config: _Config, key: str | None) -> None:
     draft.set("parameters.model", draft.name, table, "Backend")
-    proxy: dict[str, Any] = {"upstream_url": _upstream(config.openai)} if config.openai is not None else {}
+    options: dict[str, Any] = {"base_url": _upstream(config.openai)} if config.openai is not None else {}
     if key is not None:
-        proxy["api_key_file"] = KEY_FILE
-    if proxy:
-        draft.set("proxy", proxy, table, "Backend")
+        options["api_key_file"] = KEY_FILE
+    if options:
+        draft.set("options", options, table, "Backend")
     if table.get("ModelResourceId", str):
         table.leave("ModelResourceId", "backend openai has no weights: not imported")
 

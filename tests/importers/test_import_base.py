@@ -184,9 +184,9 @@ def test_what_the_server_would_refuse_is_left_out_and_told_where_it_stands(tmp_p
 
 
 def test_a_backend_that_is_not_here_stays_and_one_that_is_none_does_not(tmp_path):
-    listed = "- {name: a, backend: exllama2, parameters: {model: x}}\n- {name: b, backend: [echo], parameters: {model: x.gguf}}\n"
+    listed = "- {name: a, backend: vllm, parameters: {model: x}}\n- {name: b, backend: [echo], parameters: {model: x.gguf}}\n"
     found = imported(written(tmp_path, {"list.yaml": listed}) / "list.yaml", tmp_path / "out")
-    assert {name: config.get("backend") for name, config in models(found).items()} == {"a": "exllama2", "b": None}
+    assert {name: config.get("backend") for name, config in models(found).items()} == {"a": "vllm", "b": None}
     backend = [warning for warning in found.warnings if warning.key.endswith("backend")]
     assert ["is not available yet" in warning.message for warning in backend] == [True, False]
 

@@ -194,7 +194,7 @@ def test_the_openai_key_goes_to_a_file_of_its_own(tmp_path):
         "OpenAIConfig": {"APIKey": "sk-very-secret", "APIHostname": "proxy.example", "APIPort": 8443, "APIUseSSL": True, "X": 1}
     }
     config, found = one(tmp_path, {"Backend": "openai"}, **{GLOBAL: openai})
-    assert config["proxy"] == {"upstream_url": "https://proxy.example:8443/v1", "api_key_file": "openai.key"}
+    assert config["options"] == {"base_url": "https://proxy.example:8443/v1", "api_key_file": "openai.key"}
     assert (config["backend"], config["parameters"]["model"]) == ("openai", "m")
     [key] = [file for file in found.files if file.model is None]
     assert (key.name, key.text, key.mode) == ("openai.key", "sk-very-secret\n", SECRET)
@@ -205,7 +205,7 @@ def test_the_openai_key_goes_to_a_file_of_its_own(tmp_path):
 
 def test_no_key_is_no_file(tmp_path):
     config, found = one(tmp_path, {"Backend": "openai"}, **{GLOBAL: {"OpenAIConfig": {"APIKey": "no-key"}}})
-    assert config["proxy"] == {"upstream_url": "https://api.openai.com/v1"}
+    assert config["options"] == {"base_url": "https://api.openai.com/v1"}
     assert [file.name for file in found.files] == ["m.yaml"]
 
 

@@ -105,10 +105,13 @@ def test_our_own_settings_are_not_llm_apis(tmp_path):
         assert path is None
 
 
-def test_a_family_that_cannot_be_served_is_told():
-    config = SEEDS / "llm-api-gptq" / "config.yaml"
-    with pytest.raises(ConfigError, match=r"config\.yaml: its model cannot be served: gptq is not available yet"), served(config):
-        pass
+def test_a_family_whose_library_is_not_here_is_served_and_told(tmp_path):
+    """What is missing is told when the model is asked for, and here."""
+    text = LLAMA.replace("model_family: llama", "model_family: gptq_llama")
+    found = imported(source_of(tmp_path, text), tmp_path / "out")
+    assert [config["backend"] for config in models(found).values()] == ["gptq"]
+    lacks = specs()["transformers"].lacks()
+    assert [warning.message for warning in found.warnings if warning.key == "model_family"] == [lacks] * bool(lacks)
 
 
 @pytest.mark.parametrize("value", ['{"a":' + "[" * 3000 + "]" * 3000 + "}", '{"a": "\\ud800"}', "{bad"])

@@ -1,0 +1,1 @@
+"""transformers: models in the format of the Hugging Face Hub, through torch."""

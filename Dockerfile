@@ -7,7 +7,13 @@ ENV PATH=/opt/llmgallery/bin:$PATH
 ENV CMAKE_ARGS="-DGGML_NATIVE=OFF"
 WORKDIR /src
 COPY . .
-RUN pip install --no-cache-dir .
+# EXTRAS=transformers, or several with commas, adds backends. torch is for the CPU then; TORCH_INDEX is where it is from: the
+# index of a CUDA version (https://download.pytorch.org/whl/cu128) for machines with NVIDIA GPUs.
+ARG EXTRAS=""
+ARG TORCH=torch==2.13.0
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN if [ -n "$EXTRAS" ]; then pip install --no-cache-dir --index-url "$TORCH_INDEX" "$TORCH"; fi
+RUN pip install --no-cache-dir ".${EXTRAS:+[$EXTRAS]}"
 
 FROM python:3.12-slim
 RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/* \

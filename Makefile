@@ -42,7 +42,7 @@ test: $(VENV)/.installed-test
 	$(PY) -m pytest -m "not slow and not gpu and not network" $(XDIST) $(ARGS)
 
 test-backends: $(VENV_BACKENDS)/.installed-backends
-	$(VENV_BACKENDS)/bin/python -m pytest tests/torch tests/conformance --backend transformers -m "not slow and not gpu and not network" $(XDIST) $(ARGS)
+	$(VENV_BACKENDS)/bin/python -m pytest tests/with_torch tests/conformance --backend transformers -m "not slow and not gpu and not network" $(XDIST) $(ARGS)
 
 conformance: $(VENV)/.installed-test $(VENV_BACKENDS)/.installed-backends
 	$(PY) -m pytest tests/conformance --conformance-report docs/conformance.json $(ARGS)

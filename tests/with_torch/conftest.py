@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-found = find_spec("torch")  # without a file: this very folder, which pytest has put on the path
+found = find_spec("torch")
+# A folder called torch on the path would be found as well, as a package without a file.
 collect_ignore_glob = [] if found is not None and found.origin is not None else ["*.py"]

@@ -79,13 +79,14 @@ def test_every_command_has_its_help():
 
 def test_model_examples_load_without_a_warning(tmp_path):
     examples = fenced(README, "yaml")
-    assert len(examples) == 3
+    assert len(examples) == 4
     for number, text in enumerate(examples):
         path = tmp_path / f"example{number}.yaml"
         path.write_text(text)
         model = load_model(path, specs(), outside())
         assert not model.problems and not model.warnings
-        assert model.backend == (None if "my-model" in text else "llama-cpp")  # a file's own bytes tell, once it is there
+        named = "openai" if "backend: openai" in text else "llama-cpp"
+        assert model.backend == (None if "my-model" in text else named)  # a file's own bytes tell, once it is there
 
 
 def test_the_readmes_own_model_is_served_under_its_yamls_name(tmp_path):

@@ -145,7 +145,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     },
     "structured output (`response_format`)": {"response_format": {"type": "json_object"}},
     "`logprobs`": {"logprobs": True},
-    "images": {
+    "images, with models that see": {
         "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}]
     },
 }  # fmt: skip

@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Coroutine, Generator
 from concurrent import futures
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 T = TypeVar("T")
 SIGNAL_SECONDS = 0.2
@@ -32,23 +32,17 @@ class Portal:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`. An exception in the waiting thread (Ctrl-C) cancels it, and waits until it has ended."""
-        done = threading.Event()
-
-        async def watched() -> T:
-            try:
-                return await work
-            finally:
-                done.set()
-
-        future = asyncio.run_coroutine_threadsafe(watched(), self._loop)
+        watched = _Watched(self._loop, work)
         try:
+            self._loop.call_soon_threadsafe(watched.begin)
             # A signal that comes just before the thread begins to wait does not wake it: so it never waits for long.
-            while not futures.wait([future], timeout=SIGNAL_SECONDS).done:
+            while not futures.wait([watched.outcome], timeout=SIGNAL_SECONDS).done:
                 pass
-            return future.result()
+            return watched.outcome.result()
         except BaseException:
-            if not future.done() and future.cancel():
-                done.wait()
+            if not watched.ended.is_set():
+                self._loop.call_soon_threadsafe(watched.abandon)
+                watched.ended.wait()
             raise
 
     def each(self, items: AsyncIterator[T]) -> Generator[T, None, None]:
@@ -70,6 +64,39 @@ class Portal:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._loop.shutdown_asyncgens()
         await self._loop.shutdown_default_executor()
+
+
+class _Watched(Generic[T]):
+    """Work, and what comes of it. There before the work is handed over, so that a signal in that very moment finds it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> None:
+        self.outcome: futures.Future[T] = futures.Future()
+        self.ended = threading.Event()
+        self._loop = loop
+        self._work = work
+        self._task: asyncio.Task[T] | None = None
+
+    def begin(self) -> None:
+        """In the loop's thread."""
+        self._task = self._loop.create_task(self._work)
+        self._task.add_done_callback(self._tell)
+
+    def abandon(self) -> None:
+        """In the loop's thread, where it comes after `begin`, or `begin` was never handed over."""
+        if self._task is not None:
+            self._task.cancel()
+        else:
+            self._work.close()
+            self.ended.set()
+
+    def _tell(self, task: asyncio.Task[T]) -> None:
+        self.ended.set()
+        if task.cancelled():
+            self.outcome.set_exception(futures.CancelledError())
+        elif (error := task.exception()) is not None:
+            self.outcome.set_exception(error)
+        else:
+            self.outcome.set_result(task.result())
 
 
 async def _next(items: AsyncIterator[T]) -> T:

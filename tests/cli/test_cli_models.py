@@ -372,8 +372,8 @@ def test_schema_is_a_json_schema_that_tells_right_from_wrong():
 def test_help_names_each_command_once():
     shown = invoke("--help").stdout.partition("Commands:\n")[2]
     assert [line.split()[0] for line in shown.splitlines()] == [
-        "serve", "run", "bench", "list", "search", "install", "remove", "jobs", "explain", "render", "check", "import",
-        "verify", "gc", "bundle", "unbundle", "schema", "version",
+        "serve", "run", "bench", "list", "search", "install", "remove", "jobs", "explain", "render", "check", "backends",
+        "import", "verify", "gc", "bundle", "unbundle", "schema", "version",
     ]  # fmt: skip
     for alias in ("models", "generate", "api"):
         assert "GatoGPT" in invoke(alias, "--help").stdout

@@ -86,3 +86,24 @@ def test_what_still_runs_is_cancelled_at_the_end():
     with Portal() as portal:
         portal.run(start())
     assert log == ["cancelled"]
+
+
+@pytest.mark.parametrize("handed_over", [True, False])
+def test_ctrl_c_in_the_moment_of_the_handover(monkeypatch, handed_over: bool):
+    """The work may have been taken already: it must have ended before anybody closes what it works on."""
+    log: list[str] = []
+    with Portal() as portal:
+        hand_over = portal._loop.call_soon_threadsafe
+
+        def interrupted(callback, *args):
+            monkeypatch.undo()
+            if handed_over:
+                hand_over(callback, *args)
+            raise KeyboardInterrupt
+
+        items = portal.each(count(log, up_to=100))
+        assert next(items) == 0
+        monkeypatch.setattr(portal._loop, "call_soon_threadsafe", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(items)
+        assert log == ["closed"]

@@ -54,9 +54,25 @@ def _is_installed(module: str) -> bool:
     return found is not None and found.origin is not None
 
 
-def _nothing(options: Mapping[str, Any]) -> Iterable[OptionNote]:
+def _nothing(config: ModelConfig) -> Iterable[OptionNote]:
     """Types say it all."""
     return ()
+
+
+def by_name(name: str) -> Callable[[ModelConfig], Iterable[OptionNote]]:
+    """`module:function` as a spec's `judge`, imported at its first call: what needs more of the backend than the spec may import,
+    though nothing of its libraries."""
+
+    def judge(config: ModelConfig) -> Iterable[OptionNote]:
+        told: Iterable[OptionNote] = _named(name)(config)
+        return told
+
+    return judge
+
+
+def _named(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 @dataclass(frozen=True)
@@ -75,7 +91,7 @@ class BackendSpec:
     `implementation`: "module:Class".
     `parameters`: names of its own generation parameters that requests may send; they come in `Sampling.extra`.
     `beside`: options that name a file beside the model file, or an absolute path, which is what they become.
-    `judge`: what is wrong with the options that a file sets, beyond their types.
+    `judge`: what is wrong with a model file's load keys and options, beyond their types; no weights are looked at.
     `shared`: all its models share one worker, which sees the server's whole environment, and every request brings its model's
     configuration: for models that are elsewhere.
     """
@@ -100,7 +116,7 @@ class BackendSpec:
     listed: Mapping[str, str] = field(default_factory=dict)
     listed_words: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     beside: frozenset[str] = frozenset()
-    judge: Callable[[Mapping[str, Any]], Iterable[OptionNote]] = _nothing
+    judge: Callable[[ModelConfig], Iterable[OptionNote]] = _nothing
 
     def modules(self, format: str | None = None) -> tuple[str, ...]:
         """What must be importable to load weights of this format."""
@@ -130,8 +146,7 @@ class BackendSpec:
         BackendMissing."""
         if missing := self.missing():
             raise BackendMissing(f"backend {self.name} needs {', '.join(missing)}: {self.remedy(missing)}")
-        module, _, attribute = self.implementation.partition(":")
-        backend: Callable[[], Any] = getattr(importlib.import_module(module), attribute)
+        backend: Callable[[], Any] = _named(self.implementation)
         return backend
 
 

@@ -25,7 +25,7 @@ FIELD_BACKENDS = frozenset({
     "anthropic", "cloud-proxy", "vllm", "sglang", "mlx", "openvino", "optimum", "optimum-intel", "rwkv", "llama-server",
     "llama-ggml", "llama-stable", "gpt4all", "gptneox", "ggml-gptneox", "falcon", "falcon-ggml", "bloomz", "stablelm",
     "dolly", "replit", "mpt", "starcoder", "diffusers", "whisper", "piper", "bark", "stablediffusion",
-    "stablediffusion-ggml", "ctransformers", "vllm-cpp", "vllm-omni", "bonsai", "ds4", "mlx-vlm", "huggingface-embeddings",
+    "stablediffusion-ggml", "ctransformers", "vllm-cpp", "vllm-omni", "bonsai", "ds4", "mlx-vlm",
 })  # fmt: skip
 """Engines that model files of this field name; those that are not among the specs are not here yet."""
 

@@ -148,6 +148,7 @@ class _Model:
         backend = self.backend(config)
         if backend is not None:
             config = self.options(config, self.specs[backend])
+            self.judge(config, self.specs[backend])
             self.warnings += checks.unheeded(self.reading, self.specs[backend])
             self.library(config, backend)
         config = self.below(config)
@@ -261,8 +262,6 @@ class _Model:
         else:
             # The keys have been read as plain data; the places of unknown ones come from this second reading.
             values = struct_reader(spec.options).values(node, "options", self.reading)
-        if values is not FAILED:
-            self.judge(values, spec)
         return config if values is FAILED else msgspec.structs.replace(config, options=self.beside(values, spec))
 
     def beside(self, options: dict[str, Any], spec: Spec) -> dict[str, Any]:
@@ -271,12 +270,18 @@ class _Model:
         files = {key: value for key, value in options.items() if key in spec.beside and isinstance(value, str)}
         return {**options, **{key: str(_whole(folder, file)) for key, file in files.items()}}
 
-    def judge(self, options: Mapping[str, Any], spec: Spec) -> None:
-        """Note what the backend says of options whose types are right."""
-        for key, message, suggestion, is_warning in spec.judge(options):
-            written = f"options.{key}" if f"options.{key}" in self.reading.places else "options"
-            problem = self.reading.at(written, message, suggestion)
+    def judge(self, config: ModelConfig, spec: Spec) -> None:
+        """Note what the backend says of keys whose types are right."""
+        if any(problem.key.partition(".")[0].partition("[")[0] == "options" for problem in self.reading.problems):
+            return
+        for key, message, suggestion, is_warning in spec.judge(config):
+            problem = self.reading.at(self.written(key), message, suggestion)
             (self.warnings if is_warning else self.reading.problems).append(problem)
+
+    def written(self, key: str) -> str:
+        """The key that the file has of this one: itself, the option of the same name, or what they lie in."""
+        parents = [key.rsplit(".", count)[0] for count in range(key.count(".") + 1)]
+        return next((name for name in (*parents, f"options.{key}") if name in self.reading.places), "options")
 
     def template(self, config: ModelConfig) -> ModelConfig:
         """The config with the texts of its template files; notes what is wrong with templates."""

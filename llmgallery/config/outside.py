@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 if TYPE_CHECKING:  # they read YAML, which workers, who see this through backends.base, never do
     from llmgallery.config.answers import RegexpCheck
     from llmgallery.config.kobold import AdapterCheck
+    from llmgallery.config.model import ModelConfig
 
 
 class OptionNote(NamedTuple):
-    """What a backend says of the options in a file. `key`: the one that it is about; `warning`: the file is good all the same."""
+    """What a backend says of a model file. `key`: the one that it is about, such as `options.base_url`, or one that the file has
+    below `options`; `warning`: the file is good all the same."""
 
     key: str
     message: str
@@ -45,7 +47,7 @@ class Spec(Protocol):
     @property
     def beside(self) -> frozenset[str]: ...
     @property
-    def judge(self) -> Callable[[Mapping[str, Any]], Iterable[OptionNote]]: ...
+    def judge(self) -> Callable[[ModelConfig], Iterable[OptionNote]]: ...
 
 
 PREFERRED = ("llama-cpp", "transformers", "exllamav2")

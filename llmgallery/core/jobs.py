@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from llmgallery.core.errors import ErrorInfo
 from llmgallery.core.events import TokenLogprob, Usage
 from llmgallery.core.sampling import Sampling
 
@@ -48,7 +49,8 @@ class Job:
 class Output:
     """What one step made for one job: whole characters of text and the tokens behind them; `finish` ends the job.
 
-    finish: "stop" = end token, "length" = max_tokens or context full, "cancelled", "error" (with `message`).
+    finish: "stop" = end token, "length" = max_tokens or context full, "cancelled", "error" (with `message`, and `error` where it
+    is another than the engine's own fault).
     `usage` counts every token that was sampled or forced, the end token too. `logprobs`: one for each of `tokens` when the
     job asked for them; `prompt_logprobs`: one for each of the prompt's tokens, once.
     """
@@ -61,6 +63,7 @@ class Output:
     message: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    error: ErrorInfo | None = None
 
 
 @dataclass(frozen=True)

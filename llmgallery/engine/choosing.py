@@ -106,6 +106,8 @@ class Chooser:
 
     def _sample(self, row: Floats, told: Floats) -> tuple[int, Sampled]:
         wanted, constraint = self.job.logprobs, self.job.constraint
+        if np.isnan(row.max()):
+            raise GalleryError("the model computed no numbers (NaN) for this prompt; another dtype, such as float32, may help")
         place = None if wanted is None else Place(told, wanted, self._vocabulary.written)
         if constraint is not None:
             mask = constraint.mask()

@@ -63,6 +63,14 @@ def told(answer: Chooser, tokens: list[int]) -> tuple[str, list]:
     return "".join(output.text for output in outputs), outputs
 
 
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.0, seed=1), Sampling(mirostat=2, seed=1)])
+def test_no_numbers_end_the_answer_and_nothing_else(sampling: Sampling) -> None:
+    """As half precision makes them of some prompts only."""
+    row = np.full(SIZE, np.nan, np.float32)
+    output = chooser(Job(7, (1, 2), sampling, logprobs=1)).choose(row).output
+    assert output.finish == "error" and "NaN" in output.message
+
+
 def test_the_likeliest_token_comes_and_is_told() -> None:
     text, outputs = told(chooser(Job(7, (1, 2), GREEDY)), [*b"hi", END])
     assert text == "hi"

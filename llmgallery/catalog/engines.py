@@ -14,6 +14,8 @@ class Engine(Spec, Protocol):
 
     @property
     def extra(self) -> str: ...
+    @property
+    def level(self) -> str: ...
     def lacks(self, format: str | None = None) -> str:
         """Why it cannot load weights of this format here, and what to do; "" = it can."""
 

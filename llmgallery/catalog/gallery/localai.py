@@ -21,7 +21,6 @@ _SOUND, _SIGHT, _TEXT = "sound", "recognition in pictures or voices", "text"
 KINDS: Mapping[str, str] = {
     **dict.fromkeys(("vllm", "vllm-cpp", "sglang", "mlx", "mlx-vlm", "openvino", "bonsai", "ds4"), _TEXT),
     **dict.fromkeys(("rwkv", "ollama", "tinygrad", "llama-ggml", "gpt4all", "cloud-proxy", "ik-llama-cpp", "turboquant"), _TEXT),
-    "huggingface-embeddings": "embeddings",
     "vllm-omni": "text, speech and pictures",
     **dict.fromkeys(
         ("piper", "bark", "bark-cpp", "coqui", "kokoro", "kokoros", "sherpa-onnx", "chatterbox", "kitten-tts"), _SPEECH

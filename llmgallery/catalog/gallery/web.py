@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from http.cookiejar import DefaultCookiePolicy
 
 import httpx
 import msgspec
@@ -37,14 +38,17 @@ class Bounds(msgspec.Struct, frozen=True):
 
 
 def new_client() -> httpx.AsyncClient:
-    """Proxies are the environment's, as for the Hub; loopback needs none. Redirects are ours to judge."""
-    return httpx.AsyncClient(
+    """Proxies are the environment's, as for the Hub; loopback needs none. Redirects are ours to judge. Cookies are
+    nobody's: who asks through one client are many."""
+    client = httpx.AsyncClient(
         timeout=httpx.Timeout(10.0, read=30.0),
         headers={"User-Agent": f"llmgallery/{__version__}", "Accept-Encoding": "identity"},
         limits=httpx.Limits(max_connections=8),
         mounts={f"all://{host}": None for host in _LOOPBACK},
         follow_redirects=False,
     )
+    client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))
+    return client
 
 
 class WebFiles:

@@ -14,6 +14,7 @@ from llmgallery.catalog import formats
 from llmgallery.catalog.engines import Engine, check_here
 from llmgallery.catalog.gallery.entry import Composed, GalleryEntry
 from llmgallery.catalog.gallery.localai import missing_backend, our_backend, without_foreign_draft
+from llmgallery.catalog.gallery.sources import may_lead_inside
 from llmgallery.catalog.install.entry_files import EntryFiles, Expand, references
 from llmgallery.catalog.install.pin import Pin
 from llmgallery.catalog.install.plan import InstallPlan
@@ -27,6 +28,7 @@ __all__ = ["Expand", "Pin", "Surroundings", "engine_of", "plan_entry"]
 
 _FIRST = ("name", "aliases", "description", "backend", "parameters", "context_size")
 _DESCRIPTION = 200
+_OPERATORS = "code that comes with weights is run where the YAML says so, and no gallery of others writes that"
 _MARKUP = re.compile(r"^(#|>|\||!|<|\[!|-{3}|\*{3}|```|\.\.\.)")
 
 
@@ -50,9 +52,15 @@ async def plan_entry(entry: GalleryEntry, composed: Composed, around: Surroundin
     the entry says), HubError. All name the entry and where it stands.
     """
     engine = engine_of(entry, composed, around.specs)
+    is_ours = all(map(may_lead_inside, filter(None, (entry.source, entry.url))))
+    if engine.level == "chat" and not is_ours:
+        raise _elsewhere(entry, engine)
     expand = _of_folders(around.expand, engine)
     files = EntryFiles(entry, composed.files, around.pin, expand, local=around.local)
-    config, left = without_foreign_draft({**composed.config, "backend": engine.name}, engine)
+    said = {**composed.config, "backend": engine.name}
+    kept = said if is_ours else _without_code(said)
+    config, left = without_foreign_draft(kept, engine)
+    left = [*left, f"trust_remote_code is left out: {_OPERATORS}"] if kept != said else left
     config = await files.settled(config)
     text = yaml_text(_ordered(name or entry.name, composed.description, config), _head(entry, composed, left))
     try:
@@ -70,6 +78,28 @@ async def plan_entry(entry: GalleryEntry, composed: Composed, around: Surroundin
         licence=composed.licence,
         warnings=(*composed.lifted, *composed.warnings, *left, *files.warnings, *map(_said, loaded.warnings)),
     )
+
+
+def _elsewhere(entry: GalleryEntry, engine: Engine) -> ConfigError:
+    """What others write must not have keys of this machine's environment and files sent anywhere, nor what people say to it."""
+    message = f"{entry.where}: {entry.id} is a model elsewhere (backend {engine.name}), which would be asked with this machine's"
+    advice = "write a model file of your own, or have the entry in a gallery in a folder of this machine"
+    return ConfigError(f"{message} keys, and only what is written on it may say where: {advice}", field="backend")
+
+
+def _without_code(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the key that has code run, in each of the places that it has."""
+    kept = {key: value for key, value in config.items() if not _is_code(key)}
+    options = kept.get("options")
+    if isinstance(options, Mapping):
+        kept["options"] = {key: value for key, value in options.items() if not _is_code(key)}
+    elif isinstance(options, list):
+        kept["options"] = [item for item in options if not _is_code(str(item).partition(":")[0])]
+    return kept
+
+
+def _is_code(key: str) -> bool:
+    return key.strip().lstrip("-").replace("-", "_").lower() == "trust_remote_code"
 
 
 def engine_of(entry: GalleryEntry, composed: Composed, specs: Mapping[str, Engine]) -> Engine:

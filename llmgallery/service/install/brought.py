@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from llmgallery.backends.loader import specs
 from llmgallery.catalog.gallery.compose import compose
 from llmgallery.catalog.gallery.entry import Composed, GalleryEntry
 from llmgallery.catalog.gallery.sources import WebPlace, check_reach
@@ -15,6 +16,7 @@ from llmgallery.catalog.install.entry_files import references
 from llmgallery.catalog.install.job import Asked
 from llmgallery.config.settings import Settings
 from llmgallery.core.errors import ConfigError, InvalidField
+from llmgallery.service.demands import is_elsewhere
 from llmgallery.service.install.policy import check_source
 
 OPERATORS = ("trust_remote_code", "chat_template_file", "prompt_cache_path")
@@ -52,6 +54,7 @@ def check_brought(settings: Settings, asked: Asked) -> None:
         if key.rpartition(".")[2] in (*OPERATORS, *ENDPOINTS):
             message = f"overrides.{key}: requests cannot set it; write it into the model's YAML once it is installed"
             raise InvalidField(message, field=f"overrides.{key}")
+    _check_backend(composed.config.get("backend"))
     named = {f"overrides.{key}": value for key, value in references(composed.config).items()}
     named |= {f"overrides.download_files[{index}].uri": file.uri for index, file in enumerate(composed.files)}
     named |= {f"files[{index}].uri": str(file.get("uri") or "") for index, file in enumerate(asked.files)}
@@ -59,6 +62,14 @@ def check_brought(settings: Settings, asked: Asked) -> None:
         _check_address(field, uri)
     if named:
         check_source(settings, asked.name or asked.reference, "hub", f"{next(iter(named))} is a file of the request's own")
+
+
+def _check_backend(name: Any) -> None:
+    """A model at an endpoint is asked with the keys of this machine, and gets what everybody says to it."""
+    found = next((spec for spec in specs().values() if name in (spec.name, *spec.aliases)), None)
+    if is_elsewhere(found):
+        message = f"overrides.backend: requests cannot make models of the backend {name}, which are elsewhere: write a YAML"
+        raise InvalidField(message, field="overrides.backend")
 
 
 def _check_address(field: str, uri: str) -> None:

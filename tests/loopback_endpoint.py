@@ -175,6 +175,7 @@ class RemoteListener:
         self.calls: dict[int, list[Sequence[Event]]] = {}
         self.vectors: dict[int, Pooled] = {}
         self.failure: BaseException | None = None
+        self._ended: set[int] = set()
         self._changed = threading.Condition()
 
     def progress(self, fraction: float) -> None: ...
@@ -193,7 +194,8 @@ class RemoteListener:
 
     def events(self, id: int, events: Sequence[Event]) -> None:
         with self._changed:
-            assert id in self.heads and not self.done(id)
+            assert id in self.heads and id not in self._ended
+            self._ended.update(id for event in events if isinstance(event, Done))
             self.calls.setdefault(id, []).append(events)
             self._changed.notify_all()
 
@@ -210,7 +212,9 @@ class RemoteListener:
         return [event for events in self.calls.get(id, []) for event in events]
 
     def done(self, id: int) -> Done | None:
-        return next((event for event in self.said(id) if isinstance(event, Done)), None)
+        if id not in self._ended:
+            return None
+        return next(event for event in self.said(id) if isinstance(event, Done))
 
     def text(self, id: int) -> str:
         return "".join(event.text for event in self.said(id) if isinstance(event, TextDelta))

@@ -199,7 +199,7 @@ class Answers:
             reason: Reason = "tool_calls" if answer.parser.calls else "stop"
             return Done(reason, output.usage, stop=answer.parser.stopped, mean_logprob=mean, warnings=warnings)
         if output.finish == "error":
-            return Done("error", output.usage, ErrorInfo("WorkerDied", output.message))
+            return Done("error", output.usage, output.error or ErrorInfo("WorkerDied", output.message))
         reason = output.finish or "stop"
         reason = "tool_calls" if reason == "stop" and answer.parser.calls else reason
         return Done(reason, output.usage, mean_logprob=mean, warnings=warnings)

@@ -241,7 +241,7 @@ def test_what_is_no_answer(value: Any) -> None:
 def test_an_error_in_place_of_an_answer() -> None:
     with pytest.raises(UpstreamError, match="broke off: too busy") as told:
         AnswerReader("chat").chunk({"error": {"message": "too busy", "code": "busy"}})
-    assert told.value.upstream is not None and told.value.upstream.status == 500
+    assert told.value.upstream is not None and told.value.upstream.status == 502
 
 
 JSON = st.recursive(

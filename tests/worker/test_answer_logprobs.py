@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from llmgallery.backends.base import Job, Output, StepStats
 from llmgallery.chat.stops import StopFilter
+from llmgallery.core.errors import InvalidField
 from llmgallery.core.events import Alternative, Done, TextDelta, TokenLogprob, Usage
 from llmgallery.core.sampling import Sampling
 from llmgallery.engine.detok import Utf8Stream
@@ -162,6 +163,13 @@ def test_an_echo_whose_logprobs_never_come_is_still_text() -> None:
     delta, done = sent.step(Output(1, finish="error", message="broken"))
     assert delta == TextDelta("a")
     assert isinstance(done, Done) and done.reason == "error"
+
+
+def test_whose_fault_it_was_is_told() -> None:
+    refused = InvalidField("top_h: no", field="top_h").info()
+    for output, kind in ((Output(1, finish="error", error=refused), "InvalidField"), (Output(1, finish="error"), "WorkerDied")):
+        done = Sent(Prepared(job())).step(output)[-1]
+        assert isinstance(done, Done) and done.error is not None and done.error.kind == kind
 
 
 def test_an_echo_without_logprobs_needs_none() -> None:

@@ -11,8 +11,10 @@ from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
+
 from llmgallery.backends.base import Conversation, Files, Loaded, Pooled, RemoteEmit
-from llmgallery.backends.openai import vectors
+from llmgallery.backends.openai import failures, vectors
 from llmgallery.backends.openai.body import answer_body, embed_body, rerank_body
 from llmgallery.backends.openai.connection import Arriving, Connections, post
 from llmgallery.backends.openai.endpoint import Endpoint, endpoint
@@ -26,6 +28,8 @@ from llmgallery.core.requests import ChatRequest, EmbedRequest, RerankRequest
 
 ANY_SIZE = 2**31 - 1
 """Of a context that only the endpoint knows the size of."""
+SMALL = 1024 * 1024
+"""Bytes of JSON of which no frame becomes too large."""
 PROBABILITIES = "probabilities"
 """Scores are given as they come."""
 
@@ -112,7 +116,7 @@ class OpenAIBackend:
                 exchange.accept(arriving)
                 await _follow(arriving, reader, exchange, where)
             else:
-                events = reader.whole(await arriving.json())
+                events = fitting(reader.whole(await arriving.json()))
                 exchange.accept(arriving)
                 exchange.say(events)
 
@@ -165,20 +169,28 @@ class _Exchange:
 
 async def _follow(arriving: Arriving, reader: AnswerReader, exchange: _Exchange, where: Endpoint) -> None:
     """A stream to its end: what each piece of it says is said at once. Raises UpstreamUnavailable when it breaks off."""
-    events = EventReader()
+    sent = EventReader()
     async with aclosing(arriving.pieces()) as pieces:
         async for piece in pieces:
-            for data in events.feed(piece):
+            for data in sent.feed(piece):
                 if data.strip() == b"[DONE]":
                     exchange.say([reader.done()])
                     await arriving.drain()
                     return
                 if data.strip():
-                    exchange.say(reader.chunk(arriving.decoded(data)))
+                    events = reader.chunk(arriving.decoded(data))
+                    exchange.say(fitting(events) if len(data) > SMALL else events)
     # Some endpoints send no [DONE]; the reason why the answer ended must have come.
     if not reader.has_ended:
         raise UpstreamUnavailable(f"{where.shown()} broke off in the middle of its answer")
     exchange.say([reader.done()])
+
+
+def fitting(events: list[Event]) -> list[Event]:
+    """The same. Raises UpstreamUnavailable for more than a frame holds, which would end the worker."""
+    if (size := len(msgspec.msgpack.encode(events))) > failures.MOST:
+        raise UpstreamUnavailable(f"the endpoint said {size} bytes at once, and {failures.MOST} can be passed on")
+    return events
 
 
 def _failure(task: asyncio.Task[None]) -> GalleryError | None:

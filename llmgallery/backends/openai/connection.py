@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
 import httpx
@@ -13,10 +14,13 @@ import msgspec
 
 from llmgallery.backends.openai import failures
 from llmgallery.backends.openai.endpoint import Endpoint
+from llmgallery.backends.openai.unpacking import Unpacker
 from llmgallery.core.errors import ConfigError, UpstreamUnavailable
 
 MOST = 48 * 1024 * 1024
-"""Bytes of an answer."""
+"""Bytes of an answer that comes whole."""
+MOST_OF_STREAM = 256 * 1024 * 1024
+"""Bytes of one that comes in events: of those that say most about each token, a hundred thousand tokens."""
 MOST_OF_ERROR = 64 * 1024
 PAUSE = 0.2
 """Seconds before a connection is tried again; each further pause is twice as long."""
@@ -40,11 +44,14 @@ class Connections:
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=KEEP_SECONDS)
             verify = _verify(*trust)
             try:
-                self._clients[trust] = httpx.AsyncClient(verify=verify, limits=limits, timeout=None)
+                client = httpx.AsyncClient(verify=verify, limits=limits, timeout=None)
             except (ValueError, ImportError, OSError, httpx.InvalidURL) as exc:
                 raise ConfigError(
                     f"the environment of the server, of proxies (HTTPS_PROXY, ...) or SSL_CERT_FILE: {exc}"
                 ) from exc
+            # Models with other keys, and other ports of the host, would be sent an endpoint's cookies.
+            client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))
+            self._clients[trust] = client
         return self._clients[trust]
 
     async def close(self) -> None:
@@ -73,14 +80,20 @@ class Arriving:
         self._path = path
         self._response = response
         self._clock = clock
-        self._bytes = response.aiter_bytes()
+        self._unpacker = Unpacker(response.headers.get("content-encoding", ""))
+        self._bytes = response.aiter_raw()
 
     async def pieces(self) -> AsyncGenerator[bytes]:
         """As they come; never longer apart than the endpoint's idle_timeout. Read once."""
         loop = asyncio.get_running_loop()
-        async for piece in self._bytes:
+        size = 0
+        async for packed in self._bytes:
             self._clock.reschedule(loop.time() + self._endpoint.options.idle_timeout)
-            yield piece
+            for piece in self._unpacker.feed(packed):
+                size += len(piece)
+                if size > MOST_OF_STREAM:
+                    raise self._too_long(MOST_OF_STREAM)
+                yield piece
 
     async def drain(self) -> None:
         """What comes after the end of the answer: a connection that is read to its end is used again."""
@@ -95,17 +108,20 @@ class Arriving:
             async for piece in pieces:
                 body += piece
                 if len(body) > MOST:
-                    raise UpstreamUnavailable(f"{self._endpoint.shown(self._path)} answered with more than {MOST} bytes")
+                    raise self._too_long(MOST)
         return self.decoded(bytes(body))
+
+    def _too_long(self, most: int) -> UpstreamUnavailable:
+        return UpstreamUnavailable(f"{self._endpoint.shown(self._path)} answered with more than {most} bytes")
 
     def decoded(self, data: bytes) -> Any:
         """JSON that came, and that a frame can hold. A secret that an error tells goes no further; text stays as it is."""
-        if b'"error"' in data:
-            data = self._endpoint.without_secrets(data.decode(errors="replace")).encode()
         try:
-            return failures.portable(data)
+            value = failures.portable(data)
+            is_answer = isinstance(value, dict) and b'"error"' not in data
+            return value if is_answer else failures.harmless(value, self._endpoint)
         except ValueError as exc:
-            said = data[:80].decode(errors="replace")
+            said = self._endpoint.without_secrets(data[:1000].decode(errors="replace"))[:80]
             message = f"{self._endpoint.shown(self._path)} answered with what is no JSON that can be passed on: {said!r}"
             raise UpstreamUnavailable(message) from exc
 
@@ -170,12 +186,20 @@ async def _check(response: httpx.Response, endpoint: Endpoint, path: str) -> Non
         return
     if response.is_redirect:
         raise failures.moved(endpoint, path, response.status_code, response.headers.get("location", ""))
+    raise failures.refused(endpoint, path, response.status_code, response.headers, await _beginning(response))
+
+
+async def _beginning(response: httpx.Response) -> bytes:
+    """Of an error's body; nothing where it cannot be read, as its status says enough."""
     raw = bytearray()
-    async for piece in response.aiter_bytes():
-        raw += piece
-        if len(raw) > MOST_OF_ERROR:
-            break
-    raise failures.refused(endpoint, path, response.status_code, response.headers, bytes(raw[:MOST_OF_ERROR]))
+    with suppress(UpstreamUnavailable):
+        unpacker = Unpacker(response.headers.get("content-encoding", ""))
+        async for packed in response.aiter_raw():
+            for piece in unpacker.feed(packed):
+                raw += piece
+                if len(raw) > MOST_OF_ERROR:
+                    return bytes(raw[:MOST_OF_ERROR])
+    return bytes(raw)
 
 
 def _unreachable(exc: httpx.TransportError, endpoint: Endpoint) -> UpstreamUnavailable:

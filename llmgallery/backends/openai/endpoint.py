@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import unquote, unquote_plus, urlsplit, urlunsplit
 
 import msgspec
 
 from llmgallery import __version__
-from llmgallery.backends.openai.spec import OpenAIOptions, url_fault
+from llmgallery.backends.openai.spec import SECRET_HEADERS, OpenAIOptions, url_fault
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import ConfigError
 
@@ -19,7 +20,9 @@ OPENAI = "https://api.openai.com/v1"
 KEY = "OPENAI_API_KEY"
 SHORTEST_SECRET = 6
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_KEY_NAME = re.compile(r"key|token|secret|sig", re.IGNORECASE)
+_KEY_NAME = re.compile(r"key|token|secret|sig|passw|auth|cookie", re.IGNORECASE)
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
+_OF_THE_CONNECTION = frozenset({"content-length", "transfer-encoding", "connection", "upgrade", "te", "trailer", "expect"})
 _UNFIT = re.compile(r"[^\x20-\x7e]")
 
 
@@ -41,7 +44,7 @@ class Endpoint:
     def shown(self, path: str = "") -> str:
         """The same for messages: without a user's name, password or query."""
         parts = urlsplit(self.address(path) if path else self.url)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        return self.without_secrets(urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")))
 
     @property
     def is_openai(self) -> bool:
@@ -73,17 +76,51 @@ def endpoint(config: ModelConfig, environment: Mapping[str, str]) -> Endpoint:
             headers[f"openai-{name}"] = _fit(_filled(value, name, environment), f"options.{name}")
     if key:
         headers["authorization"] = f"Bearer {key}"
-    headers |= {name.lower(): _fit(value, f"options.headers.{name}") for name, value in given.items()}
-    hidden = [key, *(value for name, value in given.items() if value != options.headers[name]), *_in_address(url)]
-    secrets = tuple(secret for secret in hidden if len(secret) >= SHORTEST_SECRET)
-    return Endpoint(url.rstrip("/"), model, headers, secrets, options)
+    headers |= {_named(name): _fit(value, f"options.headers.{name}") for name, value in given.items()}
+    hidden = [key, *_in_headers(given, options), *_in_address(url), *_in_variables(options, environment)]
+    secrets = {secret for secret in hidden if len(secret) >= SHORTEST_SECRET}
+    # The longest first: one may be a part of another.
+    return Endpoint(url.rstrip("/"), model, headers, tuple(sorted(secrets, key=len, reverse=True)), options)
 
 
-def _in_address(url: str) -> list[str]:
-    """A password, and what a query says that is named like a key."""
+def _named(header: str) -> str:
+    """With small letters. Raises ConfigError for what is no header, or not the file's to say."""
+    name = header.lower()
+    if not _HEADER.fullmatch(name):
+        raise ConfigError(f"options.headers: {header!r} is no name of a header", field="options.headers")
+    if name in _OF_THE_CONNECTION:
+        message = f"options.headers.{header}: the connection says it by itself, and two answers to that would not agree"
+        raise ConfigError(message, field=f"options.headers.{header}")
+    return name
+
+
+def _in_headers(given: Mapping[str, str], options: OpenAIOptions) -> Iterator[str]:
+    """What came out of the environment, and what is a secret by its header's name. Of `Bearer KEY` the key, too."""
+    for name, value in given.items():
+        if value != options.headers[name] or name.lower() in SECRET_HEADERS or _KEY_NAME.search(name):
+            yield value
+            yield value.rpartition(" ")[2]
+
+
+def _in_address(url: str) -> Iterator[str]:
+    """A password, and what a query says that is named like a key: as they are written, and as they are meant."""
     parts = urlsplit(url)
-    named = [value for name, value in parse_qsl(parts.query) if _KEY_NAME.search(name)]
-    return [*named, *([parts.password] if parts.password else [])]
+    for pair in parts.query.split("&"):
+        name, _, value = pair.partition("=")
+        if _KEY_NAME.search(name):
+            yield from (value, unquote_plus(value))
+    if parts.password:
+        yield from (parts.password, unquote(parts.password))
+        login = f"{unquote(parts.username or '')}:{unquote(parts.password)}"
+        yield base64.b64encode(login.encode()).decode()
+
+
+def _in_variables(options: OpenAIOptions, environment: Mapping[str, str]) -> Iterator[str]:
+    """Values of variables that are named like a secret, wherever the file puts them, such as in the address's path."""
+    for text in (options.base_url, options.api_key, options.organization, options.project, *options.headers.values()):
+        for name in _VARIABLE.findall(text or ""):
+            if _KEY_NAME.search(name) or text is options.api_key:
+                yield environment.get(name, "").strip()
 
 
 def _key(options: OpenAIOptions, environment: Mapping[str, str], *, own: bool) -> str:

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+import msgspec
+
 from llmgallery.backends.openai import logprobs
 from llmgallery.backends.openai.failures import said_error
 from llmgallery.core.errors import UpstreamUnavailable
 from llmgallery.core.events import Done, Event, Reason, TextDelta, ToolCallDelta, Usage
 
 Kind = Literal["chat", "completion"]
+
+MOST_CALLS = 10_000
+MOST_BESIDE = 16 * 1024 * 1024
+"""Bytes of the fields that stand beside the text of an answer, of all its chunks."""
 
 _REASONS: dict[str, Reason] = {
     "stop": "stop",
@@ -37,6 +43,7 @@ class AnswerReader:
         self._usage: Mapping[str, Any] = {}
         self._body: dict[str, Any] = {}
         self._choice: dict[str, Any] = {}
+        self._kept_bytes = 0
         self._scores: list[float] = []
         self._called = False
 
@@ -75,15 +82,24 @@ class AnswerReader:
             raise UpstreamUnavailable(f"the endpoint answered with what is no {self._kind}: {str(value)[:80]!r}")
         if value.get("error"):
             raise said_error(value)
-        self._body |= {name: item for name, item in value.items() if name not in _OF_ANSWER and item is not None}
+        self._keep(self._body, {name: item for name, item in value.items() if name not in _OF_ANSWER})
         if isinstance(usage := value.get("usage"), Mapping):
             self._usage = usage
         choices = value.get("choices")
         found = [choice for choice in choices if isinstance(choice, Mapping)] if isinstance(choices, list) else []
         return [choice for choice in found if choice.get("index", 0) in (0, None)]
 
+    def _keep(self, kept: dict[str, Any], said: Mapping[str, Any]) -> None:
+        """Until the end of the answer, which tells all of it at once."""
+        news = {name: item for name, item in said.items() if item is not None and kept.get(name) != item}
+        if news:
+            self._kept_bytes += len(msgspec.msgpack.encode(news))
+            if self._kept_bytes > MOST_BESIDE:
+                raise UpstreamUnavailable(f"the endpoint said more than {MOST_BESIDE} bytes beside its answer")
+            kept |= news
+
     def _events(self, choice: Mapping[str, Any], place: str) -> Iterator[Event]:
-        self._choice |= {name: item for name, item in choice.items() if name not in _OF_CHOICE and item is not None}
+        self._keep(self._choice, {name: item for name, item in choice.items() if name not in _OF_CHOICE})
         if isinstance(reason := choice.get("finish_reason"), str):
             self._reason = reason
         if self._kind == "completion":
@@ -115,7 +131,10 @@ class AnswerReader:
 
     def _calls(self, message: Mapping[str, Any]) -> Iterator[Event]:
         calls = message.get("tool_calls")
-        for place, call in enumerate(calls if isinstance(calls, list) else []):
+        calls = calls if isinstance(calls, list) else []
+        if len(calls) > MOST_CALLS:
+            raise UpstreamUnavailable(f"the endpoint answered with {len(calls)} calls at once, and {MOST_CALLS} are read")
+        for place, call in enumerate(calls):
             if isinstance(call, Mapping):
                 self._called = True
                 yield _call(call, place)

@@ -16,8 +16,14 @@ from llmgallery.core.errors import Upstream, UpstreamError, UpstreamUnavailable
 
 LONGEST = 400
 MOST = 56 * 1024 * 1024
-SPARE_LEVELS = 64
-"""Of nesting: what comes is put into frames, and encoded where the stack is deeper."""
+LEVELS = 200
+"""Of nesting in JSON: what comes is put into frames, and walked through by functions that call themselves."""
+OBJECTS = 1_000_000
+"""In one JSON: empty ones take much more room here than on their way."""
+LEVELS_OF_ERROR = 5
+LONGEST_PAGE = 4000
+"""Characters of a text that is looked through for what it says to people."""
+LONGEST_PLACE = 300
 _KEPT = re.compile(
     r"x-ratelimit-.*|ratelimit.*|anthropic-ratelimit-.*|retry-after(-ms)?|x-request-id|x-should-retry|"
     r"openai-(processing-ms|version|model)"
@@ -34,7 +40,7 @@ def refused(endpoint: Endpoint, path: str, status: int, headers: Mapping[str, st
     """Of an answer with an error's status. A body that is JSON is kept as it came, but for secrets."""
     text = endpoint.without_secrets(raw.decode(errors="replace"))
     try:
-        body: Any = portable(text.encode())
+        body: Any = harmless(portable(text.encode()), endpoint)
     except ValueError:
         body = text
     said = message_of(body) or _visible(text) or "without a word"
@@ -48,7 +54,7 @@ def refused(endpoint: Endpoint, path: str, status: int, headers: Mapping[str, st
 
 def moved(endpoint: Endpoint, path: str, status: int, location: str) -> UpstreamUnavailable:
     """Of a redirect, which no request with a key follows."""
-    where = endpoint.without_secrets(location) or "nowhere"
+    where = endpoint.without_secrets(location)[:LONGEST_PLACE] or "nowhere"
     advice = "write the endpoint's right address into options.base_url"
     return UpstreamUnavailable(f"{endpoint.shown(path)} answered {status}, which leads to {where}: {advice}")
 
@@ -57,41 +63,65 @@ def said_error(value: Mapping[str, Any]) -> UpstreamError:
     """Of an error that stands in an answer of status 200, such as in a stream."""
     error = value.get("error")
     codes = [error.get(name) for name in ("code", "status")] if isinstance(error, Mapping) else []
-    status = next((code for code in codes if type(code) is int and 400 <= code < 600), 500)
+    status = next((code for code in codes if type(code) is int and 400 <= code < 600), 502)
     said = message_of(value) or "an error without a word"
     return UpstreamError(f"the endpoint broke off: {said[:LONGEST]}", upstream=Upstream(status, dict(value)))
 
 
-def message_of(body: Any) -> str:
+def message_of(body: Any, levels: int = LEVELS_OF_ERROR) -> str:
     """The text in the shapes that errors have: {error: {message}}, {error}, {message}, {detail}, and FastAPI's list of them."""
     if isinstance(body, str):
         return _visible(body)
-    if isinstance(body, list):
-        return "; ".join(filter(None, map(message_of, body[:3])))
-    if not isinstance(body, Mapping):
+    if levels == 0 or not isinstance(body, (list, Mapping)):
         return ""
-    return next((said for name in ("error", "message", "msg", "detail") if (said := message_of(body.get(name)))), "")
+    if isinstance(body, list):
+        return "; ".join(filter(None, (message_of(item, levels - 1) for item in body[:3])))
+    names = ("error", "message", "msg", "detail")
+    return next((said for name in names if (said := message_of(body.get(name), levels - 1))), "")
+
+
+def harmless(value: Any, endpoint: Endpoint) -> Any:
+    """JSON without the secrets that requests to the endpoint hold, however it wrote them."""
+    if isinstance(value, str):
+        return endpoint.without_secrets(value)
+    if isinstance(value, list):
+        return [harmless(item, endpoint) for item in value]
+    if isinstance(value, dict):
+        return {endpoint.without_secrets(name): harmless(item, endpoint) for name, item in value.items()}
+    return value
 
 
 def _visible(text: str) -> str:
     """Without tags, should it be a page of HTML."""
+    text = text[:LONGEST_PAGE]
     plain = _TAGS.sub(" ", text) if "<" in text else text
     return " ".join(plain.split())
 
 
 def portable(data: bytes) -> Any:
     """The value of JSON. Raises ValueError for what is none, and for what no frame could hold: it would end the worker."""
+    if data.count(b"{") > OBJECTS:
+        raise ValueError(f"more than {OBJECTS} objects")
     try:
         value = _value(data)
-        deep = value
-        for _ in range(SPARE_LEVELS):
-            deep = [deep]
-        size = len(msgspec.msgpack.encode(deep))
+        size = len(msgspec.msgpack.encode(value))
     except (msgspec.MsgspecError, RecursionError, OverflowError, UnicodeError) as exc:
         raise ValueError(str(exc)) from exc
     if size > MOST:
         raise ValueError(f"{size} bytes")
+    if data.count(b"[") + data.count(b"{") > LEVELS and _is_deep(value):
+        raise ValueError(f"nested more than {LEVELS} levels deep")
     return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(LEVELS):
+        inner = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [item for items in inner for item in items if isinstance(item, (dict, list))]
+        if not level:
+            return False
+    return True
 
 
 def _value(data: bytes) -> Any:

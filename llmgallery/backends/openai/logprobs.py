@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from llmgallery.core.events import Alternative, TokenLogprob
 
 NO_ID = -1
+MOST_TOKENS = 1_000_000
+"""Of one answer that comes whole; no model says so many."""
 _BYTES = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")
 
 
@@ -32,7 +34,7 @@ def of_completion(value: Any, begin: int) -> Scored:
     if "content" in value:
         tokens = of_chat(value).tokens
         return Scored(tokens, tuple(_offsets(tokens, begin)))
-    pieces = [text for text in _list(value.get("tokens")) if isinstance(text, str)]
+    pieces = [text for text in _list(value.get("tokens"))[:MOST_TOKENS] if isinstance(text, str)]
     scores, tops, starts = (_list(value.get(name)) for name in ("token_logprobs", "top_logprobs", "text_offset"))
     tokens = tuple(
         TokenLogprob(NO_ID, _bytes(text), _number(_at(scores, index)), tuple(_likeliest(_at(tops, index))))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
 
 from llmgallery.backends.base import CAPABILITIES, BackendSpec
+from llmgallery.config.model import ModelConfig
 from llmgallery.config.outside import OptionNote
 
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
@@ -73,19 +74,20 @@ def url_fault(url: str) -> str:
     return "expected an address without #" if parts.fragment else ""
 
 
-def judge(options: Mapping[str, Any]) -> Iterator[OptionNote]:
+def judge(config: ModelConfig) -> Iterator[OptionNote]:
     """An address that is none, several keys for one endpoint; warns of secrets in the file."""
+    options = config.options if isinstance(config.options, Mapping) else {}
     url = options.get("base_url")
     if url is not None and "${" not in url and (fault := url_fault(url)):
-        yield OptionNote("base_url", fault)
+        yield OptionNote("options.base_url", fault)
     given = [name for name in KEYS if options.get(name)]
     if len(given) > 1:
-        yield OptionNote(given[1], f"{given[0]} says already which key the endpoint gets", "keep one of them")
+        yield OptionNote(f"options.{given[1]}", f"{given[0]} says already which key the endpoint gets", "keep one of them")
     if "${" not in (options.get("api_key") or "${"):
-        yield OptionNote("api_key", PLAIN_SECRET, ADVICE, warning=True)
+        yield OptionNote("options.api_key", PLAIN_SECRET, ADVICE, warning=True)
     for name, value in (options.get("headers") or {}).items():
         if name.lower() in SECRET_HEADERS and "${" not in value:
-            yield OptionNote("headers", f"{name}: {PLAIN_SECRET}", ADVICE, warning=True)
+            yield OptionNote("options.headers", f"{name}: {PLAIN_SECRET}", ADVICE, warning=True)
 
 
 SPEC = BackendSpec(

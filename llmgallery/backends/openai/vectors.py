@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 import sys
 from array import array
@@ -41,17 +40,22 @@ def _ordered(value: Any, name: str, count: int) -> list[Mapping[str, Any]]:
     if value.get("error"):
         raise said_error(value)
     items = [item for item in value[name] if isinstance(item, Mapping)] if isinstance(value.get(name), list) else []
-    places = {item.get("index", place): item for place, item in enumerate(items)}
+    places = {_index(item, place): item for place, item in enumerate(items)}
     if len(items) != count or places.keys() != set(range(count)):
         raise UpstreamUnavailable(f"the endpoint answered {count} inputs with {len(items)} {name}")
     return [places[index] for index in range(count)]
+
+
+def _index(item: Mapping[str, Any], place: int) -> int:
+    index = item.get("index")
+    return index if type(index) is int else place
 
 
 def _vector(value: Any) -> bytes:
     if isinstance(value, str):
         try:
             data = base64.b64decode(value, validate=True)
-        except binascii.Error as exc:
+        except ValueError as exc:
             raise UpstreamUnavailable("the endpoint answered with an embedding that is no base64") from exc
         if not data or len(data) % 4:
             raise UpstreamUnavailable(

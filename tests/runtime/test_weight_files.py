@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ from loopback_hub import LoopbackHub
 
 from llmgallery import paths
 from llmgallery.backends.base import Files
+from llmgallery.backends.loader import specs
 from llmgallery.catalog.hub import Hub
 from llmgallery.catalog.hub_settings import HubSettings
 from llmgallery.catalog.index import Entry
 from llmgallery.config.model import ModelConfig, Parameters
-from llmgallery.core.errors import BadWeights, HubNotFound, HubOffline, LoadError
+from llmgallery.core.errors import BackendMissing, BadWeights, HubNotFound, HubOffline, LoadError
 from llmgallery.core.events import Done
 from llmgallery.core.requests import CompletionRequest
 from llmgallery.core.sampling import Sampling
@@ -89,6 +91,17 @@ async def test_local_files_and_downloads_mix(mine: Hub, tmp_path: Path) -> None:
 async def test_backends_that_use_none_get_none(mine: Hub, tmp_path: Path) -> None:
     assert await WeightFiles(mine).ensure(entry(tmp_path, None, "echo", **REMOTE), lambda done, total: None) == Files()
     assert WeightFiles(mine).present(entry(tmp_path, None, "echo", **REMOTE))
+
+
+async def test_a_backend_that_cannot_run_here_gets_none(mine: Hub, tmp_path: Path) -> None:
+    """Neither what would have to be fetched, nor what lies here: no worker is started only to find that out."""
+    (tmp_path / "folder").mkdir()
+    nowhere = replace(specs()["exllamav2"], hardware=(), requires=("no_such_library",))
+    files = WeightFiles(mine, lambda: {nowhere.name: nowhere})
+    for model, what in (("folder", "loaded"), (f"{REPO}/model.gguf", "fetched")):
+        with pytest.raises(BackendMissing, match=f"^model m is not {what}: backend exllamav2 needs no_such_library"):
+            await files.ensure(entry(tmp_path, model, "exllamav2"), lambda done, total: None)
+    assert not files.present(entry(tmp_path, f"{REPO}/model.gguf"))
 
 
 # --- who shares a worker -------------------------------------------------------------------------------------------------------

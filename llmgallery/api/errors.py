@@ -126,6 +126,8 @@ PASSED_ON = re.compile(
     r"(x-|anthropic-)?ratelimit(-[a-z0-9-]+)?|retry-after(-ms)?|x-should-retry|openai-(processing-ms|version|model)"
 )
 """Headers of a remote endpoint's answer that are for the client: not those that tell whose key was used."""
+MOST_PASSED_ON = 40
+"""Clients take a hundred headers, and some are ours."""
 _RENAMED = {"x-request-id": "x-upstream-request-id"}
 _VALUE = re.compile(r"[\x20-\x7e]{1,1000}")
 
@@ -134,7 +136,8 @@ def passed_on(headers: Mapping[str, str]) -> dict[str, str]:
     """Those of a remote endpoint's headers that its client should see, in lower case."""
     named = {_RENAMED.get(name.lower(), name.lower()): value for name, value in headers.items()}
     kept = {name: value for name, value in named.items() if name in _RENAMED.values() or PASSED_ON.fullmatch(name)}
-    return {name: value for name, value in kept.items() if _VALUE.fullmatch(value)}
+    fit = [(name, value) for name, value in kept.items() if _VALUE.fullmatch(value)]
+    return dict(fit[:MOST_PASSED_ON])
 
 
 def to_failure(error: Exception) -> Failure:

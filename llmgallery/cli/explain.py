@@ -135,7 +135,17 @@ def _hidden(value: EffectiveValue) -> EffectiveValue:
         return value._replace(value=_masked(value.value))
     if value.key == "options.headers" and isinstance(value.value, dict):
         return value._replace(value={name: _masked(header) for name, header in value.value.items()})
+    if value.key == "options.base_url" and isinstance(value.value, str):
+        return value._replace(value=_without_login(value.value))
     return value
+
+
+def _without_login(url: str) -> str:
+    """An address may hold a name with a password, and a key in its query."""
+    plain, asked, query = url.partition("?")
+    scheme, slashes, rest = plain.partition("://")
+    login, at, place = rest.rpartition("@")
+    return "".join((scheme, slashes, _masked(login) + at if at else "", place, asked, _masked(query) if asked else ""))
 
 
 def _masked(secret: object) -> str:

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 import msgspec
 
+from llmgallery.backends.base import BackendSpec
 from llmgallery.backends.loader import specs
 from llmgallery.catalog.install.job import Job
 from llmgallery.catalog.purpose import Cached, nothing_cached
@@ -221,8 +222,8 @@ class Gallery:
         spec = specs().get(entry.backend or "")
         features = features_of(spec, entry.config)
         warnings = settle(ask.wishes, entry.config.on_unsupported, entry.name, features)
-        if IMAGES in features and not is_elsewhere(spec):
-            ask = msgspec.structs.replace(ask, prompts=await self.media.brought(ask.prompts))
+        if IMAGES in features:
+            ask = await self._with_images(ask, spec)
         asked = spread(ask, entry, features, spec)
         return Generation(
             await self._turn(entry, "generate", job),
@@ -244,7 +245,16 @@ class Gallery:
         """The model's name, and the very prompt that one call would become. Nothing is loaded or installed. Raises as
         Renderer.render, ModelNotFound, ModelBroken."""
         entry = await self.entry(ask.model, ask.token)
+        spec = specs().get(entry.backend or "")
+        if IMAGES in features_of(spec, entry.config):
+            ask = await self._with_images(ask, spec)
         return entry.name, await self.renderer.render(entry, ask)
+
+    async def _with_images(self, ask: Ask, spec: BackendSpec | None) -> Ask:
+        """With the bytes of its images; as it came for a model that is elsewhere. Raises InvalidField."""
+        if is_elsewhere(spec):
+            return ask
+        return msgspec.structs.replace(ask, prompts=await self.media.brought(ask.prompts))
 
     async def _turn(self, entry: Entry, use: Use, job: Job | None) -> Turn:
         """Raises UnsupportedField when the model is known not to be made for this use."""

@@ -75,33 +75,30 @@ class Media:
         if (several := sum(not part.url.startswith("data:") for part in found.values() if part.url)) > self._bounds.count:
             field = "messages"
             raise InvalidField(f"{field}: {several} images to be fetched, {self._bounds.count} at most", field=field)
-        places, turn = list(found), asyncio.Semaphore(AT_ONCE)
+        places, turn = list(found), _Turn(asyncio.Semaphore(AT_ONCE), self._bounds.total)
         tasks = [asyncio.ensure_future(self._bytes(found[place], place, turn)) for place in places]
         try:
             images = dict(zip(places, await asyncio.gather(*tasks), strict=True))
         finally:
             for task in tasks:
                 task.cancel()
-        if sum(map(len, images.values())) > self._bounds.total:
-            message = f"the images of one request may have {self._bounds.total:,} bytes together"
-            raise InvalidField(message, field="messages")
         messages = tuple(_with_bytes(message, row, images) for row, message in enumerate(request.messages))
         return msgspec.structs.replace(request, messages=messages)
 
-    async def _bytes(self, part: ImagePart, place: str, turn: asyncio.Semaphore) -> bytes:
+    async def _bytes(self, part: ImagePart, place: str, turn: _Turn) -> bytes:
         url = part.url.strip()
         if part.data:
-            return part.data
+            return turn.taken(part.data)
         if url[:5].lower() == "data:":
-            return read_data(url, place, self._bounds.bytes)
-        async with turn:
-            return await self._fetched(url, place)
+            return turn.taken(read_data(url, place, self._bounds.bytes))
+        async with turn.places:
+            return await self._fetched(url, place, turn)
 
-    async def _fetched(self, url: str, place: str) -> bytes:
+    async def _fetched(self, url: str, place: str, turn: _Turn) -> bytes:
         shown = url[:SHOWN]
         try:
             async with asyncio.timeout(self._bounds.seconds), self._open(url, place) as response:
-                return await self._read(response, shown, place)
+                return await self._read(response, shown, place, turn)
         except TimeoutError as exc:
             raise InvalidField(f"{place}: {shown} was not here after {self._bounds.seconds:g} s", field=place) from exc
         except httpx.RequestError as exc:
@@ -143,7 +140,7 @@ class Media:
             raise _inside(url[:SHOWN], place)
         return dict(outside_only(parts.host))
 
-    async def _read(self, response: httpx.Response, shown: str, place: str) -> bytes:
+    async def _read(self, response: httpx.Response, shown: str, place: str, turn: _Turn) -> bytes:
         if response.status_code != 200:
             raise InvalidField(f"{place}: the server of {shown} answered {response.status_code}", field=place)
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -156,7 +153,24 @@ class Media:
             body += piece
             if len(body) > self._bounds.bytes:
                 raise _too_large(shown, place, self._bounds.bytes)
+            turn.taken(piece)
         return bytes(body)
+
+
+class _Turn:
+    """Of one request's images: how many are fetched at once, and the bytes that all of them may still have."""
+
+    def __init__(self, places: asyncio.Semaphore, total: int) -> None:
+        self.places = places
+        self._total = self._left = total
+
+    def taken(self, data: bytes) -> bytes:
+        """The same. Raises InvalidField where it is too much."""
+        self._left -= len(data)
+        if self._left < 0:
+            message = f"the images of one request may have {self._total:,} bytes together"
+            raise InvalidField(message, field="messages")
+        return data
 
 
 def read_data(url: str, place: str, most: int) -> bytes:

@@ -32,13 +32,23 @@ def _whole_call(parts: Sequence[ToolCallDelta]) -> ToolCallDelta:
 def united(said: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Fields that came in parts: texts are joined, also within objects; of other values the last holds."""
     whole: dict[str, Any] = {}
+    runs: dict[str, list[Any]] = {}
     for fields in said:
         for name, value in fields.items():
-            before = whole.get(name)
-            if isinstance(before, str) and isinstance(value, str) and name not in _NOT_IN_PARTS:
-                whole[name] = before + value
-            elif isinstance(before, dict) and isinstance(value, dict):
-                whole[name] = united([before, value])
-            else:
-                whole[name] = value
-    return whole
+            run = runs.setdefault(name, [])
+            if run and not _adds(run[-1], value, name):
+                run.clear()
+            run.append(value)
+            whole[name] = value
+    # Each run is joined once: answers in many parts would be copied as often otherwise.
+    return whole | {name: _joined(run) for name, run in runs.items() if len(run) > 1}
+
+
+def _adds(before: Any, value: Any, name: str) -> bool:
+    if isinstance(before, str):
+        return isinstance(value, str) and name not in _NOT_IN_PARTS
+    return isinstance(before, dict) and isinstance(value, dict)
+
+
+def _joined(run: Sequence[Any]) -> Any:
+    return "".join(run) if isinstance(run[0], str) else united(run)

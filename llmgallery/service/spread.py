@@ -18,6 +18,8 @@ from llmgallery.core.sampling import Sampling
 from llmgallery.service.demands import FEATURES, GENERATION_CONFIG, IMAGES, PROMPT_LOGPROBS, Wish, is_elsewhere
 
 MOST_ANSWERS = 512
+MOST_COPIED = 256 * 1024 * 1024
+"""Bytes of a call's copies, each of which goes to the worker whole."""
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -52,6 +54,9 @@ def spread(ask: Ask, entry: Entry, features: Container[str] = FEATURES, spec: Ba
     if len(ask.prompts) * copies > MOST_ANSWERS:
         field = "n" if copies == choices else "best_of"
         raise InvalidField(f"a request may ask for {MOST_ANSWERS} answers at most: prompts x {field}", field=field)
+    if copies > 1 and (size := len(msgspec.msgpack.encode(ask.prompts))) * copies > MOST_COPIED:
+        field = "n" if copies == choices else "best_of"
+        raise InvalidField(f"{field}: {copies} answers to {size:,} bytes are too much at once: ask for fewer", field=field)
     merged = [_merged(request, ask, entry, features, spec) for request in ask.prompts]
     wanted = any(request.logprobs is not None for request in merged)
     if copies > choices and not wanted:

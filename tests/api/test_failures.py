@@ -107,6 +107,12 @@ def test_of_an_endpoint_s_headers_the_client_gets_what_is_for_it() -> None:
     assert to_failure(kinds.UpstreamError("x", upstream=Upstream(429, TOO_MANY, came))).headers == expected
 
 
+def test_no_endpoint_has_clients_choke_on_headers() -> None:
+    """Python's http.client gives up at a hundred."""
+    came = {f"x-ratelimit-{number}": "1" for number in range(2000)}
+    assert 10 < len(passed_on(came)) < 60
+
+
 def test_what_nobody_foresaw_is_logged_under_the_id_that_the_client_gets(caplog: pytest.LogCaptureFixture) -> None:
     for error in (ZeroDivisionError("secret"), GalleryError("secret")):
         with caplog.at_level(logging.ERROR, logger="llmgallery.api"):

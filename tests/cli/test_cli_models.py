@@ -210,6 +210,18 @@ def test_explain_heeds_settings(folder, monkeypatch):
     assert shown("parrot")["keep_alive"] == ("3600s", "settings")
 
 
+def test_explain_shows_no_secret_of_an_endpoint(folder):
+    options = {
+        "base_url": "https://me:pass-word-1@far.example/v1?key=query-key-1",
+        "api_key": "sk-plain-1",
+        "headers": {"x-api-key": "sk-plain-2", "x-other": "${MY_KEY}"},
+    }
+    (folder / "far.yaml").write_text(json.dumps({"name": "far", "backend": "openai", "options": options}))
+    told = invoke("explain", "far").stdout
+    assert "far.example/v1" in told and "${MY_KEY}" in told
+    assert not [secret for secret in ("pass-word-1", "query-key-1", "sk-plain-1", "sk-plain-2") if secret in told]
+
+
 def test_explain_of_an_unknown_or_broken_model(folder):
     unknown = invoke("explain", "parot")
     assert unknown.exit_code == 1 and "parrot" in unknown.stderr

@@ -153,6 +153,7 @@ def test_an_entry_is_no_cover_for_files_of_the_requests_own(brought: dict[str, A
         ({"overrides": {"lora_adapter": "http://localhost:9/x.gguf"}}, "overrides.lora_adapter"),
         ({"overrides": {"download_files": [{"uri": "https://[::1]/x"}]}}, "overrides.download_files[0].uri"),
         ({"overrides": {"parameters": {"prompt_cache_path": "x"}}}, "overrides.prompt_cache_path"),
+        ({"overrides": {"backend": "openai"}}, "overrides.backend"),
     ],
 )
 def test_what_no_request_may_bring(brought: dict[str, Any], field: str) -> None:

@@ -20,7 +20,7 @@ from llmgallery.core.requests import ChatRequest, CompletionRequest
 from llmgallery.core.sampling import Sampling
 from llmgallery.service.demands import EVERYTHING, FEATURES, features_of
 from llmgallery.service.generation import likeliest
-from llmgallery.service.spread import MOST_ANSWERS, Ask, spread
+from llmgallery.service.spread import MOST_ANSWERS, MOST_COPIED, Ask, spread
 
 
 def entry(**parameters: Any) -> Entry:
@@ -94,6 +94,16 @@ def test_the_best_of_more_are_scored_though_nobody_asked_to_see_it() -> None:
     assert ({request.logprobs for request in seen.requests}, seen.logprobs) == ({2}, True)
     same = spread(Ask("m", (CompletionRequest("a"),), copies=2, best_of=2, stream=True), entry())
     assert [request.logprobs for request in same.requests] == [None, None]
+
+
+def test_long_prompts_are_not_copied_without_limit() -> None:
+    """A call may have 32 MiB, and ask for 512 answers."""
+    long = CompletionRequest("x" * (MOST_COPIED // 100))
+    assert len(spread(Ask("m", (long,), copies=99), entry()).requests) == 99
+    for field, more in (("n", {"copies": 101}), ("best_of", {"best_of": 101})):
+        with pytest.raises(InvalidField, match="too much at once") as caught:
+            spread(Ask("m", (long,), **more), entry())
+        assert caught.value.field == field
 
 
 def test_what_best_of_cannot_be() -> None:

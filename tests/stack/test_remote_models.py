@@ -424,3 +424,64 @@ def test_rate_limits_of_embeddings_are_told(front: LiveServer, endpoint: Loopbac
     told = http.post("/v1/embeddings", json=asked)
     assert told.json()["data"] == data and told.headers["x-ratelimit-remaining-tokens"] == "7"
     assert {name: endpoint.asked[0].body[name] for name in ("user", "input_type")} == {"user": "ann", "input_type": "query"}
+
+
+# --- endpoints that mean no good ------------------------------------------------------------------------------------------------
+
+
+def deep(key: bytes) -> bytes:
+    return (
+        b'{"choices":[{"index":0,"finish_reason":"stop","message":{"content":"x","%s":' % key + b'{"a":' * 150 + b"1" + b"}" * 150
+    )
+
+
+ODD_CALLS = [{"index": -5, "id": 3, "function": "x"}, {"index": 2**63, "function": {"name": {}, "arguments": {"a": 1}}}, 7, None]
+ODD_USAGE = {"prompt_tokens": "7", "completion_tokens": -3, "total_tokens": None, "prompt_tokens_details": [1], "cost": 0.5}
+ODD: list[tuple[Any, int]] = [
+    (b"", 502),
+    (b"null", 502),
+    (b"[" * 100_000, 502),
+    (deep(b"audio") + b"}}]}", 200),
+    (b'{"error":' * 150 + b"1" + b"}" * 150, 502),
+    ({"error": True}, 502),
+    ({"error": {"message": "x", "code": 418}}, 418),
+    ({"choices": []}, 502),
+    ({"choices": [{"index": 1, "message": {"content": "b"}}, {"index": 0, "message": {"content": "a"}}]}, 200),
+    ({"choices": [{"message": {"tool_calls": ODD_CALLS}}]}, 200),
+    ({**answered("x"), "usage": ODD_USAGE}, 200),
+    ({**answered("x"), "warnings": 5, "choices_": [], "id": [], "created": {}}, 200),
+]
+
+
+def test_odd_endpoints_are_no_bug_of_ours(front: LiveServer, endpoint: LoopbackEndpoint, http: httpx.Client) -> None:
+    body = {"model": scripted(front, endpoint), "messages": user("Hi")}
+    assert http.post(CHAT, json={**body, "model": "parrot"}).status_code == 200
+    before = front.state("parrot")
+    for said, status in ODD:
+        endpoint.reply = whole(said)
+        for asked in (body, {**body, "stream": True, "stream_options": {"include_usage": True}}):
+            told = http.post(CHAT, json=asked)
+            assert told.status_code == status and "internal_error" not in told.text, (said, told.text)
+            if status == 200 and "stream" not in asked:
+                fits_usage = told.json()["usage"]
+                counts = [fits_usage[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens")]
+                assert all(type(count) is int and count >= 0 for count in counts)
+                assert isinstance(fits_usage["prompt_tokens_details"], dict)
+    after = front.state("parrot")
+    assert before is not None and after is not None and before.pid == after.pid, "the worker of all remote models lives"
+
+
+def test_no_key_is_told_in_whatever_an_endpoint_answers(
+    front: LiveServer, endpoint: LoopbackEndpoint, http: httpx.Client
+) -> None:
+    body = {"model": scripted(front, endpoint), "messages": user("Hi")}
+    escaped = f'{{"error":{{"message":"{KEY}"}}}}'.replace("s", "\\u0073").encode()
+    headers = {"x_ratelimit_by": KEY, "location": f"https://a.example/?k={KEY}"}
+    for said in (escaped, KEY.encode(), b'"' + KEY.encode() + b'"'):
+        for status in (200, 302, 401, 500):
+            endpoint.reply = whole(said, status, **headers)
+            for asked in (body, {**body, "stream": True}):
+                told = http.post(CHAT, json=asked)
+                assert told.status_code >= 400 and KEY[:10] not in told.text + str(told.headers), told.text
+    assert len(endpoint.asked) == 24, "no redirect is followed"
+    assert KEY not in http.get("/v1/models").text + http.get("/metrics").text

@@ -111,8 +111,16 @@ def others(generation: Generation) -> dict[str, Any]:
 
 def usage(generation: Generation) -> dict[str, Any]:
     """CompletionUsage, with the details that an endpoint tells."""
-    told = generation.body.get("usage")
-    return {**usage_body(generation.usage), **(told if isinstance(told, dict) else {})}
+    told: Mapping[str, Any] = generation.body.get("usage") or {}
+    ours = usage_body(generation.usage)
+    return {**ours, **{name: value for name, value in told.items() if _fits(ours.get(name), value)}} if told else ours
+
+
+def _fits(ours: Any, value: Any) -> bool:
+    """Clients count on numbers and objects where OpenAI has them."""
+    if isinstance(ours, int):
+        return type(value) is int and value >= 0
+    return ours is None or isinstance(value, dict)
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:

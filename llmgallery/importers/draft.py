@@ -162,8 +162,7 @@ class _Finishing:
         for _ in range(_ROUNDS):
             text = self.text()
             loaded = self.read(text, path)
-            absent = isinstance(self.draft.config.get("backend"), str)  # then there is none of that name, which a later one has
-            wrong = [problem for problem in loaded.problems if problem.key != "backend" or not absent]
+            wrong = [problem for problem in loaded.problems if problem.key not in self.later()]
             if not wrong:
                 self.told(loaded)
                 return WrittenFile(name, text, model=self.draft.name if isinstance(loaded, LoadedModel) else None)
@@ -173,6 +172,12 @@ class _Finishing:
                 return None
         self.problems.append(self.in_source(wrong[0], "cannot be imported: "))
         return None
+
+    def later(self) -> set[str]:
+        """Keys whose values a later version has: a backend that is not here, and LocalAI's types for such a one."""
+        config = self.draft.config
+        is_openvino = str(config.get("type", "")).lower().startswith("ovmodel")
+        return {key for key, comes in (("backend", isinstance(config.get("backend"), str)), ("type", is_openvino)) if comes}
 
     def read(self, text: str, path: Path) -> LoadedModel | LoadedPreset:
         """What the server will read."""
@@ -217,7 +222,8 @@ class _Finishing:
         pending = self.outside.pending  # what is wrong with these has been told
         self.warnings += [self.in_source(warning, "") for warning in loaded.warnings if warning.path not in pending]
         config = loaded.config if isinstance(loaded, LoadedModel) else None
-        reference = config.weights if config is not None else None
+        spec = self.around.specs.get(loaded.backend or "") if isinstance(loaded, LoadedModel) else None
+        reference = config.weights if config is not None and (spec is None or spec.needs_weights) else None
         if reference and (path := _missing(reference, self.around.folder)) is not None:
             here = Problem(path, 0, 0, "parameters.model", f"there is no file {path}: the model is served once it is there")
             self.warnings.append(self.in_source(here, ""))

@@ -52,7 +52,7 @@ def test_texts_that_mean_the_same_here_stay_as_they_are(case, result):
 def test_the_server_takes_it_but_for_backends_that_are_not_here(case, result, tmp_path):
     for file in result.files:
         loaded = parse_model(file.text.encode(), tmp_path / file.name, specs(), outside())
-        assert [problem.key for problem in loaded.problems] in ([], ["backend"])
+        assert [problem.key for problem in loaded.problems] in ([], ["backend"], ["type"])
         assert loaded.name == file.model
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from llmgallery.config.checks import CACHE_TYPES
-from llmgallery.config.model import LOAD_PARAMETERS, ModelConfig
+from llmgallery.config.model import LOAD_PARAMETERS, Demand, ModelConfig
 from llmgallery.config.outside import Spec
 from llmgallery.config.presets import PresetFile
 from llmgallery.config.settings import Settings
@@ -36,6 +36,7 @@ def model_schema(specs: Mapping[str, Spec]) -> dict[str, Any]:
     for key in ("cache_type_k", "cache_type_v"):
         properties[key] |= {"anyOf": [{"enum": list(CACHE_TYPES)}, _any_case(CACHE_TYPES), {"type": "null"}]}
     schema["$defs"]["Parameters"]["properties"]["max_tokens"] |= {"not": {"const": 0}}
+    properties["on_unsupported"]["anyOf"].insert(0, {"enum": list(get_args(Demand))})
     rules = []
     for spec in specs.values():
         options = _schema(spec.options, "")

@@ -5,7 +5,7 @@ Every key has its meaning in `Meta(description=...)`: the JSON schema, the READM
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
@@ -220,8 +220,9 @@ class Function(Section, frozen=True):
 
 
 class OnUnsupported(Section, frozen=True):
-    """What to do with a request field that this model cannot honour."""
+    """What to do with a request field that this model cannot honour. One word in its place holds for both."""
 
+    IN_A_WORD: ClassVar = ("demands", "hints")
     demands: Annotated[Demand, Meta(description="tools, response_format, images, suffix, and what else the model lacks")] = (
         "error"
     )
@@ -335,7 +336,9 @@ class ModelConfig(Section, frozen=True):
         str | None, Meta(description="how long to think, for templates that ask: low, medium, high, ...")
     ] = None
     chat_template_kwargs: Annotated[dict[str, Any], Meta(description="variables for the chat template")] = {}
-    on_unsupported: Annotated[OnUnsupported, Meta(description="fields that the model cannot honour")] = OnUnsupported()
+    on_unsupported: Annotated[
+        OnUnsupported, Meta(description="fields that the model cannot honour; one word: for both kinds")
+    ] = OnUnsupported()
 
     known_usecases: list[str] = []
     known_input_modalities: list[str] = []

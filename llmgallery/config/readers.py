@@ -230,11 +230,13 @@ class UnionReader(Reader):
 
 
 class StructReader(Reader):
-    """A mapping with known keys. A key without a value counts as not written."""
+    """A mapping with known keys. A key without a value counts as not written. A struct with IN_A_WORD may be a scalar, which
+    stands for each of those fields."""
 
     def __init__(self, cls: type[msgspec.Struct]) -> None:
         self.cls = cls
         self.fields = {item.encode_name: (item.name, reader_of(item.type)) for item in _struct_info(cls).fields}
+        self.in_a_word: tuple[str, ...] = getattr(cls, "IN_A_WORD", ())
         self.required = [item.encode_name for item in _struct_info(cls).fields if item.required]
         self.expected = f"a mapping with keys such as {', '.join(list(self.fields)[:3])}" if self.fields else "an empty mapping"
 
@@ -252,6 +254,8 @@ class StructReader(Reader):
         """Field name -> value for every key that could be read; FAILED when the node is no mapping."""
         if not reading.bounded(node, key):
             return FAILED
+        if isinstance(node, ScalarNode) and self.in_a_word:
+            return self._spread(node, key, reading)
         if not isinstance(node, MappingNode):
             return reading.fail(node, key, f"expected {self.expected}, found {kind(node)}")
         reading.depth += 1
@@ -271,6 +275,16 @@ class StructReader(Reader):
                     values[known[0]] = value
         reading.depth -= 1
         return values
+
+    def _spread(self, node: ScalarNode, key: str, reading: Reading) -> Any:
+        """The one value, for each field that it stands for."""
+        first, *_ = (self.fields[name] for name in self.in_a_word)
+        value = first[1].read(node, key, reading)
+        if value is FAILED:
+            return FAILED
+        for name in self.in_a_word:
+            reading.places[f"{key}.{name}"], reading.nodes[f"{key}.{name}"] = place(node), node
+        return dict.fromkeys((self.fields[name][0] for name in self.in_a_word), value)
 
 
 def is_null(node: Node) -> bool:

@@ -1,9 +1,11 @@
 from pathlib import Path
 
+import pytest
+
 from llmgallery.backends.loader import specs
 from llmgallery.config.load import parse_model
 from llmgallery.config.merge import EffectiveValue, explain, merge_sampling, merge_stops
-from llmgallery.config.model import ModelConfig, Parameters
+from llmgallery.config.model import ModelConfig, OnUnsupported, Parameters
 from llmgallery.core.sampling import DEFAULTS, Sampling
 
 
@@ -72,3 +74,17 @@ def test_explain_tells_what_nobody_set_and_what_is_set_to_its_default() -> None:
     assert found["pinned"] == (False, "models/x.yaml:2")
     assert found["parameters.max_tokens"] == ("until the context is full", "default")
     assert found["aliases"] == found["stopwords"] == ([], "default")
+
+
+@pytest.mark.parametrize("word", ["error", "warn", "ignore"])
+def test_one_word_is_what_to_do_with_demands_and_hints(word: str) -> None:
+    model = parse_model(f"backend: echo\non_unsupported: {word}\n".encode(), Path("models/x.yaml"), specs())
+    assert model.config is not None and not model.problems and not model.warnings
+    assert model.config.on_unsupported == OnUnsupported(demands=word, hints=word)
+    assert model.places["on_unsupported.hints"] == (2, 17)
+
+
+def test_another_word_is_told_with_its_place() -> None:
+    model = parse_model(b"backend: echo\non_unsupported: eror\n", Path("models/x.yaml"), specs())
+    (problem,) = model.problems
+    assert (problem.line, problem.column, problem.key) == (2, 17, "on_unsupported") and "did you mean error" in problem.suggestion

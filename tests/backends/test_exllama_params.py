@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from llmgallery.backends import base
 from llmgallery.backends.base import Files
-from llmgallery.backends.exllama.params import make_plan
+from llmgallery.backends.exllama.params import lengths, make_plan
 from llmgallery.backends.exllama.spec import SPEC
 from llmgallery.backends.exllama.vocabulary import FolderVocabulary
 from llmgallery.config.model import ModelConfig, Parameters
@@ -147,6 +147,20 @@ def test_broken_folders_are_told(folder: Path, tmp_path: Path, name: str, text: 
         (tmp_path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(BadWeights, match=message):
         FolderVocabulary(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("context_size", "parallel", "chunk"), [(100, 1, 512), (512, 4, 2048), (8192, 64, 2048), (100, 256, 4096)]
+)
+def test_exllamav2_is_told_lengths_that_it_loads_with(folder: Path, context_size: int, parallel: int, chunk: int) -> None:
+    """It computes a whole chunk when it loads, and wants room for 16 tokens of each request."""
+    plan = make_plan(
+        ModelConfig(context_size=context_size, parallel=parallel), Files((folder,), draft=(folder,)), trained_context=0, ends=()
+    )
+    longest, positions = lengths(plan, plan.cache_size, plan.slots)
+    assert longest == chunk and longest % 256 == 0
+    assert longest <= min(plan.cache_size, positions) and longest >= 16 * parallel
+    assert positions >= context_size + plan.drafts
 
 
 def test_without_cuda_it_says_so_before_anything_is_loaded(monkeypatch) -> None:

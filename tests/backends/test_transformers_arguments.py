@@ -56,6 +56,8 @@ def test_a_good_value_is_taken(name: str) -> None:
         ("suppress_tokens", ["a"]),
         ("sequence_bias", {"[1]": 2.0}),
         ("stop_strings", [1]),
+        ("encoder_no_repeat_ngram_size", 2**31 - 1),  # would make as many copies of the prompt
+        ("assistant_early_exit", 2**31 - 1),  # would make a cache of as many layers
     ],
 )
 def test_a_bad_value_is_refused_by_name(name: str, value: Any) -> None:

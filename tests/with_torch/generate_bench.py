@@ -94,7 +94,7 @@ class Bench:
             model=self.model, vocabulary=self.vocabulary, emit=self.told, choose=choose, slots=slots, context_size=CONTEXT,
             ends=ends, generate=more.pop("generate", {}),
         )  # fmt: skip
-        self.engine = BatchedEngine(setting, tokenizer=tokenizer, **more)
+        self.engine = BatchedEngine(setting, **more)
 
     def ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text)["input_ids"])

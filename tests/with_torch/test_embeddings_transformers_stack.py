@@ -40,8 +40,9 @@ def server(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "scorer": tiny_transformers.make_reranker(weights / "scorer"),
         "both": tiny_transformers.make_llama(weights / "both"),
         "eye": tiny_transformers.make_vision(weights / "eye"),
+        "glance": weights / "eye",
     }
-    further = {"both": "embeddings: true\nparallel: 2\ncontext_size: 128\n"}
+    further = {"both": "embeddings: true\nparallel: 2\ncontext_size: 128\n", "glance": "context_size: 256\n"}
     for name, folder in folders.items():
         text = f"name: {name}\nbackend: transformers\nparameters: {{model: {folder}}}\nthreads: 1\n{further.get(name, '')}"
         (models / f"{name}.yaml").write_text(text)
@@ -137,6 +138,17 @@ def data_uri(seed: int) -> str:
 
 def test_the_answer_depends_on_the_image(client: openai.OpenAI) -> None:
     assert look(client, data_uri(1)) == look(client, data_uri(1)) != look(client, data_uri(2))
+
+
+def test_a_prompt_with_an_image_is_shown_as_the_model_gets_it(server: ServerProcess) -> None:
+    """By the vocabulary and the processor alone, and by the loaded model."""
+    content = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": data_uri(1)}}]
+    body = {"model": "glance", "messages": [{"role": "user", "content": content}], "max_tokens": 1}
+    with server.http() as http:
+        before = http.post("/apply-template", json=body).json()
+        assert "<image>" in before["prompt"]
+        assert http.post("/v1/chat/completions", json=body).json()["usage"]["prompt_tokens"] == before["tokens"]
+        assert http.post("/apply-template", json=body).json() == before
 
 
 def test_images_that_cannot_be_had(client: openai.OpenAI) -> None:

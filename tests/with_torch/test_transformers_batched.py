@@ -81,6 +81,7 @@ def test_beams_are_those_of_generate(llama: Bench) -> None:
         {"encoder_repetition_penalty": 1.5, "remove_invalid_values": True},
         {"guidance_scale": 1.5},
         {"exponential_decay_length_penalty": [4, 1.5]},
+        {"assistant_early_exit": 1},
     ],
     ids=lambda arguments: next(iter(arguments)),
 )
@@ -332,6 +333,8 @@ def test_what_generate_refuses_ends_one_job(llama: Bench) -> None:
     assert llama.told.ends(1) == ["error"]
     assert "watermarking_config" in llama.told.of(1)[-1].message
     assert "greenlist_ratio" in llama.told.of(1)[-1].message
+    error = llama.told.of(1)[-1].error
+    assert error is not None and error.kind == "InvalidField" and error.field == "watermarking_config"
     assert llama.told.tokens(2) == llama.generate(PROMPTS[0])
 
 
@@ -351,6 +354,16 @@ def test_whatever_is_asked_for_the_engine_goes_on(llama: Bench, arguments: dict[
     llama.told.wait(1)
     assert llama.told.ends(1) in (["stop"], ["length"], ["error"])
     assert llama.ask(PROMPTS[1]) == llama.generate(PROMPTS[1])
+
+
+def test_generation_config_json_chooses_nothing(folder: Path) -> None:
+    """What is in it would be refused by generate() for every request, or is not heeded in the other engine either."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for name, value in {"penalty_alpha": 0.6, "stop_strings": ["e"], "forced_eos_token_id": 9, "guidance_scale": 1.5}.items():
+        setattr(model.generation_config, name, value)
+    bench = Bench(model, AutoTokenizer.from_pretrained(folder))
+    assert bench.ask(PROMPTS[0]) == bench.generate(PROMPTS[0])
+    bench.engine.close()
 
 
 def test_only_one_job_has_many_beams_at_a_time(llama: Bench) -> None:
@@ -414,3 +427,17 @@ def test_a_broken_model_ends_all_jobs_and_is_told(llama: Bench) -> None:
         assert llama.told.changed.wait_for(lambda: llama.told.errors, DEADLINE)
     assert isinstance(llama.told.errors[0], Broken)
     assert llama.told.ends(1) == ["error"]
+
+
+def test_seeds_hold_beside_others(llama: Bench) -> None:
+    """transformers draws from torch's one generator."""
+
+    def drawn(seed: int) -> Sampling:
+        return Sampling(temperature=1.0, max_tokens=16, ignore_eos=True, seed=seed, extra={"top_h": 0.9})
+
+    alone = [llama.ask(PROMPTS[0], drawn(seed)) for seed in range(3)]
+    for id in range(3):
+        llama.submit(id, PROMPTS[0], drawn(id))
+    llama.told.wait(0, 1, 2)
+    assert [llama.told.tokens(id) for id in range(3)] == alone
+    assert alone[0] != alone[1]

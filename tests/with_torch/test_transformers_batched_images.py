@@ -18,7 +18,7 @@ from transformers import (
 
 from llmgallery.backends.transformers.vision import Sight
 from llmgallery.config.model import ModelConfig
-from llmgallery.core.errors import UnsupportedField
+from llmgallery.core.errors import Overloaded, UnsupportedField
 from llmgallery.core.jobs import Job
 from llmgallery.core.sampling import Sampling
 
@@ -47,6 +47,23 @@ def test_images_are_seen(tmp_path: Path) -> None:
         )[0, len(prompt) :].tolist()  # fmt: skip
         assert bench.told.tokens(id) == [token for token in made if token not in ends]
     assert bench.told.tokens(0) != bench.told.tokens(1)
+    assert bench.told.tokens(2) == bench.generate("One, two")
+    bench.engine.close()
+
+
+def test_images_that_are_gone_end_one_job(tmp_path: Path) -> None:
+    folder = make_vision(tmp_path / "vision")
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+
+    def inputs(job: Job) -> dict[str, object]:
+        raise Overloaded("the pixels were dropped", retry_after=5)
+
+    bench = Bench(model, AutoTokenizer.from_pretrained(folder), inputs=inputs)
+    bench.engine.submit(Job(1, bench.ids("Look"), GREEDY, images=(picture("red"),)))
+    bench.submit(2, "One, two")
+    bench.told.wait(1, 2)
+    error = bench.told.of(1)[-1].error
+    assert bench.told.ends(1) == ["error"] and error is not None and error.kind == "Overloaded" and error.retry_after == 5
     assert bench.told.tokens(2) == bench.generate("One, two")
     bench.engine.close()
 

@@ -1,6 +1,7 @@
 """Folders that cannot be loaded say what is wrong with them; those that can are loaded as the YAML says."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from driving_transformers import Driven, Told, driven
+from safetensors.torch import load_file, save_file
 from tiny_transformers import make_llama
 
 from llmgallery.backends.base import Files
@@ -68,6 +70,17 @@ def without_tokenizer(folder: Path) -> None:
         (folder / name).unlink()
 
 
+def without_numbers(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][:] = math.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def point_to_itself(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("model.safetensors")
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "no such folder"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json"),
@@ -85,8 +98,18 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a missing part": (shard, "model-00002-of-00002.safetensors is missing, 1 of 2"),
     "a damaged index": (lambda folder: (folder / "model.safetensors.index.json").write_text("[]"), "is damaged"),
+    "an index of numbers": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": 3}})),
+        "is damaged",
+    ),
+    "a link to itself": (point_to_itself, "model.safetensors cannot be read"),
+    "no heads": (lambda folder: change(folder, "config.json", num_attention_heads=0), "llama does not load"),
+    "weights that are no numbers": (without_numbers, "computes no numbers"),
     "a missing weight": (drop_weight, "1 weights are missing, such as model.layers.1.mlp.up_proj.weight"),
-    "another shape": (lambda folder: change(folder, "config.json", intermediate_size=64), "llama"),
+    "another shape": (
+        lambda folder: change(folder, "config.json", intermediate_size=64),
+        r"6 weights .* such as model.layers.0.mlp.down_proj.weight: 128 x \d+ in the files, and 128 x 64 by config",
+    ),
     "pickles": (pickled, "are pickles.*safetensors_only: false"),
     "damaged generation_config": (lambda folder: (folder / "generation_config.json").write_text("{"), "generation_config.json"),
 }

@@ -71,15 +71,17 @@ class TransformersBackend:
         return self._loaded(arguments, own, vocabulary, context_size, slots)
 
     def load_vocabulary(self, config: ModelConfig, given: Files) -> Loaded:
-        """Tokenizer and configuration alone."""
+        """Tokenizer, processor of images and configuration alone."""
         options = self._options = params.options_of(config)
         loading.quieten()
         arguments = params.arguments(_without_devices(config), _anywhere(options), _folder(given), params.Devices())
-        arguments = dataclasses.replace(arguments, folder=_declared(arguments).folder)
+        declared = _declared(arguments)
+        arguments = dataclasses.replace(arguments, folder=declared.folder)
         own = loading.load_config(arguments)
         vocabulary = self._load_vocabulary(arguments, own)
+        self._load_sight(config, arguments, declared)
         loaded = self._loaded(arguments, own, vocabulary, config.context_size or sizes.own_context(own), 1)
-        return msgspec.structs.replace(loaded, capabilities=frozenset())
+        return msgspec.structs.replace(loaded, capabilities=loaded.capabilities & {"images"})
 
     def _load_model(
         self,
@@ -112,6 +114,14 @@ class TransformersBackend:
         self._vocabulary = HubVocabulary(tokenizer, ends=ends, suppressed=suppressed, size=rows)
         return self._vocabulary
 
+    def _load_sight(self, config: ModelConfig, arguments: Arguments, declared: pooling_files.Declared) -> None:
+        if "vision_config" not in declared.config:
+            return
+        from llmgallery.backends.transformers import vision
+
+        if vision.sees(declared.config):
+            self._sight = vision.Sight(arguments.folder, config, arguments.trust_remote_code)
+
     def _load_pool(
         self,
         config: ModelConfig,
@@ -141,7 +151,6 @@ class TransformersBackend:
         context_size: int,
         slots: int,
     ) -> None:
-        from llmgallery.backends.transformers import vision
         from llmgallery.backends.transformers.continuous import CannotBatch, ContinuousEngine
 
         def choose(job: Job, *, forces: bool = False) -> Chooser:
@@ -156,8 +165,7 @@ class TransformersBackend:
                 forces=forces,
             )
 
-        if vision.sees(declared.config):
-            self._sight = vision.Sight(arguments.folder, config, arguments.trust_remote_code)
+        self._load_sight(config, arguments, declared)
         self._setting = setting = Setting(
             model=self._model,
             vocabulary=vocabulary,
@@ -172,9 +180,10 @@ class TransformersBackend:
             turns=self._turns,
         )
         self._why_batched = "continuous_batching: off" if options.continuous_batching == "off" else ""
-        if self._why_batched:
-            return
         trial = vocabulary.tokenize(TRIAL, special=False, bos=True)[:context_size]
+        if self._why_batched:
+            loading.try_out(self._model, trial)
+            return
         try:
             self._continuous = ContinuousEngine(setting, trial)
         except CannotBatch as exc:
@@ -204,7 +213,7 @@ class TransformersBackend:
             from llmgallery.backends.transformers.batched import BatchedEngine
 
             inputs = self._inputs if self._sight is not None else None
-            self._batched = BatchedEngine(setting, inputs=inputs, tokenizer=self._vocab().tokenizer)
+            self._batched = BatchedEngine(setting, inputs=inputs)
         return self._batched
 
     def _inputs(self, job: Job) -> Mapping[str, Any]:

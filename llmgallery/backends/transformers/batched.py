@@ -10,13 +10,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
+from llmgallery.backends.transformers.batches import is_shortage
 from llmgallery.backends.transformers.company import Company, company_of
 from llmgallery.backends.transformers.decoding import Generator, Left, Row, Tap
 from llmgallery.backends.transformers.engines import Setting
 from llmgallery.backends.transformers.generate_arguments import divide
 from llmgallery.backends.transformers.prompts import PromptScorer
-from llmgallery.core.errors import UnsupportedField, WorkerDied
+from llmgallery.core.errors import GalleryError, InvalidField, UnsupportedField, WorkerDied
 from llmgallery.core.jobs import Job, Output, StepStats
 from llmgallery.engine.growth import Finish
 
@@ -24,6 +26,8 @@ Inputs = Callable[[Job], Mapping[str, Any]]
 """What generate() is given beside the tokens of a job with images: pixel_values and the like, for a batch of one."""
 
 PLAIN = ("plain",)
+LONGEST_REASON = 600
+OWN_TOKENS = ("bos_token_id", "decoder_start_token_id", "suppress_tokens")
 
 
 @dataclass(eq=False)
@@ -48,12 +52,11 @@ class BatchedEngine:
     its prompts took: it is made anew then, which computes its prompts again. Rows that ended leave with the same occasion.
     """
 
-    def __init__(self, setting: Setting, *, inputs: Inputs | None = None, tokenizer: Any = None) -> None:
-        """`tokenizer`: transformers' own, for stop_strings."""
+    def __init__(self, setting: Setting, *, inputs: Inputs | None = None) -> None:
         self._setting = setting
         self._inputs = inputs
         self._tap = Tap(setting.model)
-        self._generator = _generator(setting, self._tap, tokenizer)
+        self._generator = _generator(setting, self._tap)
         self._is_continued = not setting.model.config.is_encoder_decoder
         self._company: Company | None = None
         self._lock = threading.Lock()
@@ -224,26 +227,28 @@ class BatchedEngine:
         if not rows:
             return
         batch.began, batch.ready = time.perf_counter(), None
-        inputs = self._sights(rows[0].job)
 
         def report(outputs: Sequence[Output], sequences: int, tokens: int) -> None:
             told = [replace(each, prompt_logprobs=scores.pop(each.id)) if each.id in scores else each for each in outputs]
             self._step(batch, told, sequences, tokens)
 
         try:
+            inputs = self._sights(rows[0].job)
             if rows[0].divided.theirs:
                 self._generator.decode_theirs(rows[0], report, inputs)
             else:
                 self._generator.decode(rows, report, inputs)
         except Left:
             return
-        except torch.OutOfMemoryError as exc:
-            self._fail(batch, f"there was no memory for this batch of {len(rows)} answers: {exc}")
+        except GalleryError as exc:
+            self._fail(batch, exc)
         except Exception as exc:  # the arguments of requests make generate() raise whatever there is
-            if isinstance(exc, torch.AcceleratorError) or (rows[0].divided.is_plain and not rows[0].job.images):
+            if is_shortage(exc):
+                self._fail(batch, WorkerDied(f"there was no memory for this batch of {len(rows)} answers: {exc}"))
+            elif isinstance(exc, torch.AcceleratorError) or (rows[0].divided.is_plain and not rows[0].job.images):
                 raise
-            named = ", ".join(rows[0].divided.arguments) or "these images"
-            self._fail(batch, f"generate() failed with {named}: {type(exc).__name__}: {exc}")
+            else:
+                self._fail(batch, _refusal(exc, tuple(rows[0].divided.arguments)))
 
     def _begin(self, batch: _Batch) -> None:
         """What the constraints of new rows force before anything is computed."""
@@ -296,8 +301,8 @@ class BatchedEngine:
         finish: Finish = "error" if self._failure else "cancelled"
         return row.end(finish, self._failure)
 
-    def _fail(self, batch: _Batch, message: str) -> None:
-        self._tell([row.end("error", message) for row in batch.running])
+    def _fail(self, batch: _Batch, error: GalleryError) -> None:
+        self._tell([replace(row.end("error", error.message), error=error.info()) for row in batch.running])
 
     def _break(self, batch: _Batch, error: Exception) -> None:
         """Other batches see at their next step that all is over."""
@@ -334,10 +339,25 @@ class BatchedEngine:
         return tuple(scorer.scores)
 
 
-def _generator(setting: Setting, tap: Tap, tokenizer: Any) -> Generator:
+def _refusal(error: Exception, arguments: Sequence[str]) -> GalleryError:
+    """What generate() raised, with these arguments, or else with images."""
+    what = f"generate() failed with {', '.join(arguments) or 'these images'}: {type(error).__name__}: {error}"
+    kind = UnsupportedField if isinstance(error, (ImportError, AssertionError, NotImplementedError)) else InvalidField
+    return kind(what[:LONGEST_REASON], field=arguments[0] if arguments else "messages")
+
+
+def _own_config(said: Any, ends: Sequence[int], pad: int) -> GenerationConfig:
+    """Of generation_config.json what tokens mean; the rest of it would choose tokens, or is refused by generate() itself, such as
+    penalty_alpha, and what it says to samplers, ours does not heed in the other engine either."""
+    told = {name: value for name in OWN_TOKENS if isinstance(value := getattr(said, name, None), (int, list))}
+    return GenerationConfig(**told, eos_token_id=list(ends) or None, pad_token_id=pad)
+
+
+def _generator(setting: Setting, tap: Tap) -> Generator:
     size = setting.model.get_input_embeddings().weight.shape[0]
     ends = tuple(sorted(token for token in setting.ends if token < size))
     pad = setting.model.generation_config.pad_token_id
     if not isinstance(pad, int) or not 0 <= pad < size:
         pad = ends[0] if ends else 0
-    return Generator(setting.model, setting.vocabulary, ends, pad, tap, tokenizer)
+    setting.model.generation_config = _own_config(setting.model.generation_config, ends, pad)
+    return Generator(setting.model, setting.vocabulary, ends, pad, tap)

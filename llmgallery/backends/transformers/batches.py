@@ -79,7 +79,7 @@ class BatchRunner:
             with self._turn, torch.inference_mode():
                 made = self._compute(self._batch(sequences)).float().cpu().numpy()
         except (MemoryError, RuntimeError) as exc:
-            if not _is_shortage(exc):
+            if not is_shortage(exc):
                 raise
             count, longest = len(sequences), max(map(len, sequences))
             raise GalleryError(f"there is not enough memory to compute {count} inputs of up to {longest} tokens") from exc
@@ -113,5 +113,6 @@ class BatchRunner:
         self._stopped = True
 
 
-def _is_shortage(error: BaseException) -> bool:
+def is_shortage(error: BaseException) -> bool:
+    """There was not enough memory, of whatever kind."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)

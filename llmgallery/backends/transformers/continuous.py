@@ -13,6 +13,7 @@ import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching import RequestStatus
 
+from llmgallery.backends.transformers.batches import is_shortage
 from llmgallery.backends.transformers.engines import Setting
 from llmgallery.backends.transformers.prompts import PromptScorer
 from llmgallery.backends.transformers.sampling import Choose, install
@@ -252,7 +253,9 @@ class ContinuousEngine:
             self._running[id].computed += count
         try:
             self._manager.compute()
-        except torch.OutOfMemoryError as exc:
+        except Exception as exc:
+            if not is_shortage(exc):
+                raise
             self._drop_all(f"not enough memory for this step: lower parallel or context_size ({exc})")
         for id, tokens in self._extended.items():
             self._manager.extend(id, tokens)
@@ -268,7 +271,7 @@ class ContinuousEngine:
             try:
                 running = _Running(self._setting.choose(job, forces=True))
             except GalleryError as exc:
-                outputs.append(Output(job.id, finish="error", message=exc.message))
+                outputs.append(Output(job.id, finish="error", message=exc.message, error=exc.info()))
                 continue
             if job.prompt_logprobs:
                 running.scorer = PromptScorer(job, self._setting)

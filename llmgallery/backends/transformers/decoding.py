@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
-from transformers.generation import MaxTimeCriteria, StopStringCriteria
+from transformers.generation import MaxTimeCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from llmgallery.backends.transformers.generate_arguments import Divided
+from llmgallery.backends.transformers.stop_texts import StopTexts
 from llmgallery.core.jobs import Job, Output
 from llmgallery.core.sampling import DEFAULTS, Sampling
 from llmgallery.engine.choosing import Chooser
@@ -90,24 +92,23 @@ class Tap:
 
 @dataclass(frozen=True)
 class Generator:
-    """How one model is asked. `ends`: its end tokens; `pad`: a token that stands where none is. `tokenizer`: for stop_strings."""
+    """How one model is asked. `ends`: its end tokens; `pad`: a token that stands where none is."""
 
     model: Any
     vocabulary: Vocabulary
     ends: tuple[int, ...]
     pad: int
     tap: Tap
-    tokenizer: Any = None
 
     def decode(self, rows: Sequence[Row], report: Report, inputs: Mapping[str, Any]) -> None:
         """Generate until all rows are finished; those of one call have the same arguments, and our sampler chooses."""
         arguments = dict(rows[0].divided.arguments)
-        criteria = self._own_criteria(arguments)
+        criteria = self._own_criteria(rows[0], arguments)
         ends = _ends(arguments, self.ends)
         arguments["eos_token_id"] = list(ends) or None
         taps = any(row.job.logprobs is not None for row in rows) and not rows[0].divided.is_plain
         steps = _Steps(rows, report, self.tap if taps else None, frozenset(ends), self.pad, criteria)
-        self._generate(rows, self._config(arguments, rows, {"do_sample": False}), inputs, steps, steps.criterion)
+        self._generate(rows, self._config(arguments, rows, {"do_sample": False}), inputs, steps, [steps.criterion])
 
     def decode_theirs(self, row: Row, report: Report, inputs: Mapping[str, Any]) -> None:
         """Generate one answer with transformers' own way of choosing. Beams tell nothing before the end."""
@@ -115,13 +116,12 @@ class Generator:
         arguments = {**_sampling_arguments(sampling, self.ends), **row.divided.arguments}
         ends = frozenset(_ends(arguments, self.ends))
         arguments["eos_token_id"] = sorted(ends) or None
-        if arguments.get("stop_strings") is not None and self.tokenizer is None:
-            arguments.pop("stop_strings")
-        if sampling.seed is not None and sampling.seed != -1:
-            torch.manual_seed(sampling.seed % 2**63)
-        teller = _Teller(row, self.vocabulary, ends, report)
+        criteria = self._own_criteria(row, arguments)
+        seed = sampling.seed
+        torch.manual_seed(secrets.randbits(63) if seed is None or seed == -1 else seed % 2**63)
+        teller = _Teller(row, self.vocabulary, ends, _with_own_randomness(report, self.model.device))
         config = self._config(arguments, [row], {})
-        told = self._generate([row], config, inputs, None, teller.criterion, None if row.beams > 1 else teller)
+        told = self._generate([row], config, inputs, None, [teller.criterion, *criteria], None if row.beams > 1 else teller)
         tokens = told[0].tolist()
         teller.finish(tokens[1:] if self.model.config.is_encoder_decoder else tokens[len(row.known) :])
 
@@ -131,26 +131,26 @@ class Generator:
         config: GenerationConfig,
         inputs: Mapping[str, Any],
         processor: LogitsProcessor | None,
-        criterion: StoppingCriteria,
+        criteria: Sequence[StoppingCriteria],
         streamer: BaseStreamer | None = None,
     ) -> torch.Tensor:
         ids, mask = self._padded(rows)
-        wanted = {} if self.tokenizer is None or config.stop_strings is None else {"tokenizer": self.tokenizer}
         told: torch.Tensor = self.model.generate(
             input_ids=ids,
             attention_mask=mask,
             generation_config=config,
             logits_processor=LogitsProcessorList([processor] if processor else []),
-            stopping_criteria=StoppingCriteriaList([criterion]),
+            stopping_criteria=StoppingCriteriaList(criteria),
             streamer=streamer,
-            **wanted,
             **inputs,
         )
         return told
 
     def _config(self, arguments: Mapping[str, Any], rows: Sequence[Row], more: Mapping[str, Any]) -> GenerationConfig:
-        """What neither says is the model's own, but for what our sampler does."""
+        """What they do not say is neutral."""
         neutral = {"repetition_penalty": 1.0, "num_beams": 1, "num_return_sequences": 1, "cache_implementation": "dynamic"}
+        if "assistant_early_exit" in arguments:
+            neutral.pop("cache_implementation")  # it brings a cache of its own
         longest = max(row.left for row in rows)
         return GenerationConfig(
             **{**neutral, **arguments, **more}, max_new_tokens=longest, pad_token_id=self.pad, return_dict_in_generate=False
@@ -168,13 +168,14 @@ class Generator:
         device = self.model.get_input_embeddings().weight.device
         return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
 
-    def _own_criteria(self, arguments: dict[str, Any]) -> list[StoppingCriteria]:
-        """Those of whose end generate() would tell nobody which it was; they are taken out."""
+    def _own_criteria(self, row: Row, arguments: dict[str, Any]) -> list[StoppingCriteria]:
+        """Those of whose end generate() would tell nobody which it was; they are taken out. `row`: one of the batch."""
         criteria: list[StoppingCriteria] = []
         if (seconds := arguments.pop("max_time", None)) is not None:
             criteria.append(MaxTimeCriteria(max_time=seconds))
-        if (strings := arguments.pop("stop_strings", None)) and self.tokenizer is not None:
-            criteria.append(StopStringCriteria(stop_strings=strings, tokenizer=self.tokenizer))
+        if texts := arguments.pop("stop_strings", None):
+            start = 1 if self.model.config.is_encoder_decoder else len(row.known)
+            criteria.append(StopTexts([texts] if isinstance(texts, str) else texts, self.vocabulary, start))
         return criteria
 
 
@@ -315,6 +316,19 @@ class _Teller(BaseStreamer):  # type: ignore[misc]
             computed, self._computed = self._computed, len(ids)
             self._report([], 1, computed)
         return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+
+def _with_own_randomness(report: Report, device: torch.device) -> Report:
+    """While others have their turns, they draw from the same generator, of which there is one."""
+
+    def told(outputs: Sequence[Output], sequences: int, tokens: int) -> None:
+        state, on_gpu = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        report(outputs, sequences, tokens)
+        torch.set_rng_state(state)
+        if on_gpu is not None:
+            torch.cuda.set_rng_state(on_gpu, device)
+
+    return told
 
 
 def _ended(output: Output, row: Row, finish: Finish) -> Output:

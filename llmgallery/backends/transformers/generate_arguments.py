@@ -22,6 +22,7 @@ Words = Annotated[list[Annotated[Tokens, Meta(min_length=1)]], Meta(min_length=1
 Bias = tuple[Annotated[Tokens, Meta(min_length=1)], float]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Some = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Ngram = Annotated[int, Meta(ge=0, le=1024)]  # transformers makes a list of so many copies of the prompt
 Share = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[float, Meta(gt=0)]
 
@@ -54,7 +55,7 @@ ARGUMENTS: Mapping[str, Any] = {
     "repetition_penalty": Positive,
     "encoder_repetition_penalty": Positive,
     "length_penalty": float,
-    "no_repeat_ngram_size": Count,
+    "no_repeat_ngram_size": Ngram,
     "bad_words_ids": Words,
     "renormalize_logits": bool,
     "forced_bos_token_id": Token,
@@ -76,7 +77,7 @@ ARGUMENTS: Mapping[str, Any] = {
     "pad_token_id": Token,
     "bos_token_id": Token,
     "eos_token_id": Token | Tokens,
-    "encoder_no_repeat_ngram_size": Count,
+    "encoder_no_repeat_ngram_size": Ngram,
     "decoder_start_token_id": Token | Tokens,
     "is_assistant": bool,
     "num_assistant_tokens": Some,
@@ -84,7 +85,7 @@ ARGUMENTS: Mapping[str, Any] = {
     "assistant_confidence_threshold": Share,
     "prompt_lookup_num_tokens": Annotated[int, Meta(ge=1, le=1024)],
     "max_matching_ngram_size": Some,
-    "assistant_early_exit": Some,
+    "assistant_early_exit": Annotated[int, Meta(ge=1, le=256)],  # transformers makes a cache of so many layers
     "assistant_lookbehind": Some,
     "target_lookbehind": Some,
     "assistant_ensemble_weight": float,

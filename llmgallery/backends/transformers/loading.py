@@ -76,7 +76,7 @@ def load_model(
     for files that are not what they should be, LoadError for what this machine or the YAML makes impossible."""
     check_weights(arguments.folder, safetensors_only=arguments.safetensors_only)
     progress(0.05)
-    further = {**arguments.further, **further}
+    further = {"ignore_mismatched_sizes": True, **arguments.further, **further}  # else it does not say which they are
     if arguments.max_memory:
         further["max_memory"] = dict(arguments.max_memory)
     if arguments.attention:
@@ -107,9 +107,15 @@ def try_out(model: Any, tokens: Sequence[int]) -> None:
 
     try:
         with torch.no_grad():
-            model(input_ids=torch.tensor([list(tokens)], device=model.device))
+            logits = model(input_ids=torch.tensor([list(tokens)], device=model.device)).logits
     except Exception as exc:
         raise BadWeights(f"{type(model).__name__} is loaded, but does not run: {_first_lines(exc)}") from exc
+    if bool(logits[0, -1].isnan().any()):
+        kind = str(model.dtype).removeprefix("torch.")
+        raise BadWeights(
+            f"{type(model).__name__} is loaded, but computes no numbers (NaN): its files are damaged, or it cannot be computed "
+            f"as {kind}; try another dtype, such as float32"
+        )
 
 
 def load_tokenizer(arguments: Arguments) -> Any:
@@ -176,7 +182,7 @@ def _parts(folder: Path) -> list[Path]:
         single = folder / SINGLE
         return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(map(os.fspath, set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise BadWeights(f"{folder.name}: {INDEX} is damaged: {exc}") from exc
     if missing := [name for name in names if not (folder / name).is_file()]:
@@ -186,8 +192,12 @@ def _parts(folder: Path) -> list[Path]:
 
 def check_safetensors(file: Path) -> None:
     """Its length is the one that its header tells. Source: the format's description in the safetensors repository."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
+    try:
+        size = file.stat().st_size
+        stream = file.open("rb")
+    except OSError as exc:
+        raise BadWeights(f"{file.name} cannot be read: {exc}") from exc
+    with stream:
         length = int.from_bytes(stream.read(HEADER_BYTES), "little")
         if size < HEADER_BYTES or length > size - HEADER_BYTES:
             raise BadWeights(f"{file.name} is no safetensors file, or was cut: it has {size} bytes")
@@ -206,6 +216,15 @@ def _check_complete(model: Any, told: Any, arguments: Arguments) -> None:
     if missing := sorted(told["missing_keys"]):
         what = f"{len(missing)} weights are missing, such as {missing[0]}; are the files of a model of another kind?"
         raise BadWeights(f"{arguments.folder.name} as {type(model).__name__}: {what}")
+    if "ignore_mismatched_sizes" not in arguments.further and (wrong := sorted(told["mismatched_keys"])):
+        name, has, wanted = wrong[0]
+        sizes = f"{_size(has)} in the files, and {_size(wanted)} by config.json"
+        what = f"{len(wrong)} weights have another size, such as {name}: {sizes}"
+        raise BadWeights(f"{arguments.folder.name} as {type(model).__name__}: {what}")
+
+
+def _size(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 @contextmanager
@@ -218,7 +237,7 @@ def _mapped_errors(arguments: Arguments) -> Iterator[None]:
         raise LoadError(f"{name}: a library is missing: {_first_lines(exc)}") from exc
     except MemoryError as exc:
         raise LoadError(f"{name}: not enough memory to load it") from exc
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as exc:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RuntimeError) as exc:
         raise _refusal(name, exc) from exc
     except Exception as exc:
         if type(exc).__module__.split(".")[0] in ("safetensors", "safetensors_rust", "tokenizers", "huggingface_hub"):

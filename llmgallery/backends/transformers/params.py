@@ -39,6 +39,9 @@ DTYPES = {
 LOAD_FORMATS = {"auto": True, "safetensors": True, "pt": False, "bin": False, "pytorch": False}
 """Words for `load_format`; whether only safetensors are taken then."""
 
+SPREAD = ("balanced", "balanced_low_0", "sequential")
+"""Words for `device_map`: accelerate's ways of dividing a model among GPUs."""
+
 MANAGED = {
     "state_dict": "weights come from files only",
     "config": "use config_params",
@@ -123,10 +126,7 @@ def _said(options: TransformersOptions) -> dict[str, Any]:
 def arguments(config: ModelConfig, options: TransformersOptions, folder: Path, devices: Devices) -> Arguments:
     """Raises LoadError naming the key whose value means nothing, or nothing here."""
     device_map = _device_map(config, options, devices)
-    further = dict(options.model_params)
-    for key, why in MANAGED.items():
-        if key in further:
-            raise LoadError(f"options.model_params.{key}: not possible here: {why}", field=f"options.model_params.{key}")
+    check_model_params(options)
     tokenizer = options.tokenizer or config.parameters.tokenizer
     return Arguments(
         folder=_below(folder, options.subfolder),
@@ -135,13 +135,20 @@ def arguments(config: ModelConfig, options: TransformersOptions, folder: Path, d
         auto_class=auto_class(config.type or options.type),
         attention=_attention(config, options, on_gpu=device_map != "cpu"),
         trust_remote_code=_either(options.trust_remote_code, config.trust_remote_code) or False,
-        safetensors_only=_safetensors_only(config, options),
+        safetensors_only=safetensors_only(config, options),
         quantization=config.quantization or options.quantization,
         max_memory={_memory_key(key): size for key, size in options.max_memory.items()} if options.max_memory else None,
         tokenizer=_below(folder, tokenizer) if tokenizer else None,
         attributes=dict(options.config_params),
-        further={key: _plain(value) for key, value in further.items()},
+        further={key: _plain(value) for key, value in options.model_params.items()},
     )
+
+
+def check_model_params(options: TransformersOptions) -> None:
+    """Raises LoadError for what is not the model file's to say."""
+    for key, why in MANAGED.items():
+        if key in options.model_params:
+            raise LoadError(f"options.model_params.{key}: not possible here: {why}", field=f"options.model_params.{key}")
 
 
 def auto_class(type: str | None) -> str | None:
@@ -154,6 +161,12 @@ def auto_class(type: str | None) -> str | None:
     reason = next((why for start, why in _ELSEWHERE.items() if word.startswith(start)), "")
     known = ", ".join(dict.fromkeys(TYPES.values()))
     raise LoadError(f"type: {type} is none of {known}{'; ' + reason if reason else ''}", field="type")
+
+
+def dtypes(config: ModelConfig, options: TransformersOptions) -> list[tuple[str, str]]:
+    """Where the YAML says in which numbers to compute, and what; the first counts."""
+    said = (("dtype", config.dtype), ("options.dtype", options.dtype), ("options.torch_dtype", options.torch_dtype))
+    return [(key, value) for key, value in said if value is not None]
 
 
 def dtype_named(key: str, value: str) -> str:
@@ -201,14 +214,15 @@ def _excluding(key: str, word: str, devices: Devices) -> str:
             return "cpu"
         if kind in ("gpu", devices.kind) and devices.kind:
             return device_named(key, name, devices)
-    raise LoadError(f"{key}: {word} leaves no device of this machine: it has {devices.kind or 'no GPU'}", field=key)
+    has = devices.kind or "no GPU"
+    raise LoadError(f"{key}: {word} leaves no device of this machine, which has {has}; write cpu, or leave it out", field=key)
 
 
 def _device_map(config: ModelConfig, options: TransformersOptions, devices: Devices) -> str | dict[str, Any]:
     wanted = options.device_map
     if isinstance(wanted, dict):
         return {module: _mapped(module, place, devices) for module, place in wanted.items()}
-    if isinstance(wanted, str) and wanted.lower() in ("balanced", "balanced_low_0", "sequential"):
+    if isinstance(wanted, str) and wanted.lower() in SPREAD:
         return wanted.lower() if devices.kind else "cpu"
     for key, value in (
         ("options.device_map", wanted),
@@ -227,9 +241,8 @@ def _mapped(module: str, place: str | int, devices: Devices) -> str:
 
 
 def _dtype(config: ModelConfig, options: TransformersOptions, *, on_gpu: bool) -> str:
-    for key, value in (("dtype", config.dtype), ("options.dtype", options.dtype), ("options.torch_dtype", options.torch_dtype)):
-        if value is not None:
-            return dtype_named(key, value)
+    for key, value in dtypes(config, options):
+        return dtype_named(key, value)
     if config.f16 is False or not on_gpu:
         return "float32"
     return "bfloat16" if config.f16 else "auto"
@@ -247,7 +260,8 @@ def _attention(config: ModelConfig, options: TransformersOptions, *, on_gpu: boo
     return None
 
 
-def _safetensors_only(config: ModelConfig, options: TransformersOptions) -> bool:
+def safetensors_only(config: ModelConfig, options: TransformersOptions) -> bool:
+    """Whether pickles are refused. Raises LoadError."""
     if config.load_format is None:
         return options.safetensors_only
     word = config.load_format.lower()

@@ -71,37 +71,47 @@ class Quantisation:
 def quantisation_of(folder: Path, config: ModelConfig, options: TransformersOptions) -> Quantisation:
     """What the files say, else the YAML. Raises LoadError where both say different things, BadWeights for damaged files."""
     described, source = _described(folder)
-    wanted = _wanted(config, options)
+    said = wanted(config, options)
     attributes = _named_file(folder, config)
     if described:
         method = str(described.get("quant_method") or "gptq")
-        if wanted and not _same(wanted, described, method):
-            raise LoadError(f"{KEY}: {wanted}, but by {source} the weights are {method} already: leave it out", field=KEY)
+        if said and not _same(said, described, method):
+            raise LoadError(f"{KEY}: {said}, but by {source} the weights are {method} already: leave it out", field=KEY)
         if source == LEGACY:
             return Quantisation(method, source, {}, {**attributes, "quantization_config": _gptq(described)})
         return Quantisation(method, source, {}, attributes)
-    if wanted == "gptq" or (not wanted and options.wbits):
+    if said == "gptq" or (not said and options.wbits):
         bits, group_size = options.wbits, options.group_size
-        if bits not in BITS:
-            what = "no file says how many bits these GPTQ weights have" if bits is None else f"{bits} is none of 2, 3, 4, 8"
+        if bits is None:
+            what = "no file says how many bits these GPTQ weights have"
             raise LoadError(f"options.wbits: {what}: write options: {{wbits: 4}}", field="options.wbits")
+        check_bits(options)
         told = {"bits": bits, "group_size": -1 if group_size is None else group_size}
         return Quantisation("gptq", "options.wbits", {}, {**attributes, "quantization_config": _gptq(told)})
-    if wanted == "awq":
+    if said == "awq":
         raise BadWeights(f"{KEY}: awq: config.json of {folder.name} says nothing of AWQ weights", field=KEY)
-    if wanted:
-        return Quantisation("bitsandbytes", f"{KEY}: {wanted}", {"quantization_config": _bitsandbytes(wanted)}, attributes)
+    if said:
+        return Quantisation("bitsandbytes", f"{KEY}: {said}", {"quantization_config": _bitsandbytes(said)}, attributes)
     return Quantisation(attributes=attributes)
 
 
-def _wanted(config: ModelConfig, options: TransformersOptions) -> str:
+def wanted(config: ModelConfig, options: TransformersOptions) -> str:
+    """Of WORDS' values what the YAML says; "" = nothing. Raises LoadError."""
     said = config.quantization or options.quantization
     if not said or said.lower() == "none":
         return ""
     if said.lower() not in WORDS:
         known = ", ".join(dict.fromkeys(WORDS.values()))
+        if said.lower().startswith("xpu"):
+            raise LoadError(f"{KEY}: {said}: Intel GPUs (xpu) are not served; the kinds are {known}", field=KEY)
         raise LoadError(f"{KEY}: {said} is none of {known}; files that are quantised say so themselves", field=KEY)
     return WORDS[said.lower()]
+
+
+def check_bits(options: TransformersOptions) -> None:
+    """Raises LoadError."""
+    if options.wbits is not None and options.wbits not in BITS:
+        raise LoadError(f"options.wbits: {options.wbits} is none of {', '.join(map(str, BITS))}", field="options.wbits")
 
 
 def _described(folder: Path) -> tuple[dict[str, Any], str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from llmgallery.backends.base import CAPABILITIES, BackendSpec
+from llmgallery.backends.base import CAPABILITIES, BackendSpec, by_name
 
 
 class TransformersOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -121,8 +121,8 @@ SPEC = BackendSpec(
     name="transformers",
     implementation="llmgallery.backends.transformers.backend:TransformersBackend",
     aliases=(
-        "huggingface", "hf", "sentencetransformers", "sentence-transformers", "bert-embeddings", "autogptq", "auto_gptq",
-        "auto-gptq", "gptq", "gptq_llama", "autoawq", "awq", "rerankers", "langchain-huggingface",
+        "huggingface", "hf", "sentencetransformers", "sentence-transformers", "huggingface-embeddings", "bert-embeddings",
+        "autogptq", "auto_gptq", "auto-gptq", "gptq", "gptq_llama", "autoawq", "awq", "rerankers", "langchain-huggingface",
     ),
     options=TransformersOptions,
     formats=("safetensors", "pytorch", "gptq", "awq", "sentence-transformers"),
@@ -135,4 +135,5 @@ SPEC = BackendSpec(
     extras_for={"gptq": "gptq", "awq": "gptq"},
     parameters=PARAMETERS,
     listed=LISTED,
+    judge=by_name("llmgallery.backends.transformers.judging:judge"),
 )  # fmt: skip

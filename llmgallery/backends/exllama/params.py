@@ -17,6 +17,7 @@ PAGE = 256
 SLOTS = 8
 CHUNK = 2048
 DRAFTS = 4
+QUERY = 16
 DEFAULT_CONTEXT = 4096
 """For a config.json that does not tell."""
 
@@ -52,6 +53,14 @@ def make_plan(config: ModelConfig, files: Files, *, trained_context: int, ends: 
         drafts=DRAFTS if config.n_draft is None else config.n_draft,
         ends=ends,
     )
+
+
+def lengths(plan: Plan, size: int, slots: int) -> tuple[int, int]:
+    """What ExLlamaV2 is told of a cache of `size` tokens: the longest chunk of a prompt, a multiple of a page, and how many
+    positions there are. It loads by computing such a chunk, which the cache must hold and the positions too; its steps have up
+    to QUERY tokens of each request, those that are drafted beyond an answer's end among them."""
+    chunk = min(max(plan.chunk, _rounded(QUERY * slots)), size)
+    return chunk, max(plan.context_size + (plan.drafts if plan.draft else 0), chunk)
 
 
 def _rounded(tokens: int) -> int:

@@ -23,6 +23,7 @@ from exllamav2.generator.filters import ExLlamaV2Filter
 
 from llmgallery.backends.exllama.library import Plan, Told
 from llmgallery.backends.exllama.memory import allocated, free
+from llmgallery.backends.exllama.params import QUERY, lengths
 from llmgallery.core.errors import ContextExceeded, LoadError
 from llmgallery.engine.choosing import Chooser
 
@@ -73,14 +74,15 @@ class V2:
     def __init__(self, plan: Plan, progress: Callable[[float], None]) -> None:
         """Raises LoadError for what the library refuses."""
         self._plan = plan
-        config = _configured(str(plan.folder), plan)
+        config = _configured(str(plan.folder))
         self._paged = _pages(plan.paged, config)
         self.slots = plan.slots if self._paged else 1
         size = plan.cache_size if self._paged else _whole(plan.context_size)
+        config.max_input_len, config.max_seq_len = lengths(plan, size, self.slots)
         self._model, self._cache = _loaded(plan, config, size, progress)
         self.vocab_size = int(self._model.config.vocab_size)
         self._tokenizer = ExLlamaV2Tokenizer(self._model.config)
-        draft, draft_cache = _drafter(plan, size) if plan.draft else (None, None)
+        draft, draft_cache = _drafter(plan, size, self.slots) if plan.draft else (None, None)
         self._draft = draft
         self._drafts = plan.drafts if draft is not None else 0
         self._generator = ExLlamaV2DynamicGenerator(
@@ -88,7 +90,8 @@ class V2:
             cache=self._cache,
             tokenizer=self._tokenizer,
             max_batch_size=self.slots,
-            max_chunk_size=plan.chunk,
+            max_chunk_size=config.max_input_len,
+            max_q_size=QUERY,
             draft_model=draft,
             draft_cache=draft_cache,
             num_draft_tokens=max(1, plan.drafts),
@@ -153,11 +156,9 @@ def _pages(wanted: bool | None, config: Any) -> bool:
     return there if wanted is None else wanted
 
 
-def _configured(folder: str, plan: Plan) -> Any:
+def _configured(folder: str) -> Any:
     config = ExLlamaV2Config(folder)
     config.arch_compat_overrides()
-    config.max_seq_len = plan.context_size
-    config.max_input_len = max(plan.chunk, 2048)
     return config
 
 
@@ -175,9 +176,11 @@ def _loaded(plan: Plan, config: Any, size: int, progress: Callable[[float], None
     return model, cache
 
 
-def _drafter(plan: Plan, size: int) -> tuple[Any, Any]:
+def _drafter(plan: Plan, size: int, slots: int) -> tuple[Any, Any]:
     """The model that drafts, with a cache of the same size."""
-    model = ExLlamaV2(_configured(str(plan.draft), plan))
+    config = _configured(str(plan.draft))
+    config.max_input_len, config.max_seq_len = lengths(plan, size, slots)
+    model = ExLlamaV2(config)
     cache = ExLlamaV2Cache_Q4(model, max_seq_len=size, lazy=True)
     model.load_autosplit(cache)
     return model, cache

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
 from typing import Protocol
 
-from llmgallery.core.errors import WorkerDied
 from llmgallery.core.jobs import Job, Output, StepStats
 from llmgallery.engine.batcher import Batcher
 from llmgallery.engine.growth import Finish
+from llmgallery.engine.inbox import Inbox
 from llmgallery.engine.pace import SLOWDOWN
 from llmgallery.engine.runner import Runner
 
@@ -20,15 +19,6 @@ class Sink(Protocol):
 
     def step(self, outputs: Items[Output], stats: StepStats) -> None: ...
     def fatal(self, error: BaseException) -> None: ...
-
-
-@dataclass
-class _Inbox:
-    """What other threads ask for; guarded by the engine's condition."""
-
-    jobs: list[Job] = field(default_factory=list)
-    withdrawn: set[int] = field(default_factory=set)
-    closed: bool = False
 
 
 class Engine:
@@ -47,8 +37,7 @@ class Engine:
         self._runner = runner
         self._sink = sink
         self._batcher = Batcher(runner, slots=slots, budget=budget, context_size=context_size, slowdown=slowdown)
-        self._inbox = _Inbox()
-        self._changed = threading.Condition()
+        self._inbox = Inbox()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -56,23 +45,15 @@ class Engine:
 
     def submit(self, job: Job) -> None:
         """Raises WorkerDied when the engine has ended."""
-        with self._changed:
-            if self._inbox.closed:
-                raise WorkerDied("the engine has stopped and takes no more requests")
-            self._inbox.jobs.append(job)
-            self._changed.notify()
+        self._inbox.submit(job)
 
     def cancel(self, id: int) -> None:
         """Nothing happens when the job has finished."""
-        with self._changed:
-            self._inbox.withdrawn.add(id)
-            self._changed.notify()
+        self._inbox.withdraw(id)
 
     def close(self) -> None:
         """Ends every job, then the thread; returns when it has ended."""
-        with self._changed:
-            self._inbox.closed = True
-            self._changed.notify()
+        self._inbox.close()
         self._runner.interrupt()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
@@ -89,31 +70,25 @@ class Engine:
     def _step(self) -> None:
         """What was told before the decode may have made somebody cancel: that acts before it, too."""
         self._report(self._batcher.schedule())
-        if self._inbox.withdrawn:
+        if self._inbox.has_withdrawals:
             return
         if (done := self._batcher.step()) is not None:
             self._sink.step(*done)
 
     def _wait_for_work(self) -> bool:
         """Take in what other threads asked for; blocks while there is nothing to do. False = the engine is closed."""
-        with self._changed:
-            while not (self._inbox.closed or self._inbox.jobs or self._batcher.has_work()):
-                self._inbox.withdrawn.clear()
-                self._changed.wait()
-            if self._inbox.closed:
-                return False
-            jobs, self._inbox.jobs = self._inbox.jobs, []
-            withdrawn, self._inbox.withdrawn = self._inbox.withdrawn, set()
+        taken = self._inbox.take(self._batcher.has_work)
+        if taken is None:
+            return False
+        jobs, withdrawn = taken
         for job in jobs:
             self._batcher.add(job)
         if withdrawn:
-            self._report([output for id in sorted(withdrawn) for output in self._batcher.withdraw(id)])
+            self._report([output for id in withdrawn for output in self._batcher.withdraw(id)])
         return True
 
     def _end_all(self, finish: Finish, message: str = "") -> list[Output]:
-        with self._changed:
-            self._inbox.closed = True
-            jobs, self._inbox.jobs = self._inbox.jobs, []
+        jobs = self._inbox.end()
         return self._batcher.drop_all(finish, message) + [Output(job.id, finish=finish, message=message) for job in jobs]
 
     def _break(self, error: Exception) -> None:

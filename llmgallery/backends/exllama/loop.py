@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from llmgallery.backends.exllama.library import Library
-from llmgallery.core.errors import GalleryError, WorkerDied
+from llmgallery.core.errors import GalleryError
 from llmgallery.core.jobs import Job, Output, StepStats
 from llmgallery.engine.choosing import Chooser, Chosen
 from llmgallery.engine.growth import Finish
+from llmgallery.engine.inbox import Inbox
 from llmgallery.engine.step import Sink
-
-
-@dataclass
-class _Inbox:
-    """What other threads ask for; guarded by the loop's condition."""
-
-    jobs: list[Job] = field(default_factory=list)
-    withdrawn: set[int] = field(default_factory=set)
-    closed: bool = False
 
 
 @dataclass
@@ -39,8 +31,7 @@ class Loop:
         self._library = library
         self._make = make
         self._sink = sink
-        self._inbox = _Inbox()
-        self._changed = threading.Condition()
+        self._inbox = Inbox()
         self._running: dict[int, _Running] = {}
         self._fresh: list[tuple[Chooser, Chosen]] = []
         self._step = 0
@@ -55,23 +46,15 @@ class Loop:
 
     def submit(self, job: Job) -> None:
         """Raises WorkerDied when the loop has ended."""
-        with self._changed:
-            if self._inbox.closed:
-                raise WorkerDied("the engine has stopped and takes no more requests")
-            self._inbox.jobs.append(job)
-            self._changed.notify()
+        self._inbox.submit(job)
 
     def cancel(self, id: int) -> None:
         """Acts before the next round. Nothing happens when the job has finished."""
-        with self._changed:
-            self._inbox.withdrawn.add(id)
-            self._changed.notify()
+        self._inbox.withdraw(id)
 
     def close(self) -> None:
         """Ends every job as cancelled; returns when the thread has ended."""
-        with self._changed:
-            self._inbox.closed = True
-            self._changed.notify()
+        self._inbox.close()
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
@@ -90,16 +73,12 @@ class Loop:
 
     def _take_in(self) -> bool:
         """Jobs and withdrawals; blocks while there is nothing to do. False = closed."""
-        with self._changed:
-            while not (self._inbox.closed or self._inbox.jobs or self._running):
-                self._inbox.withdrawn.clear()
-                self._changed.wait()
-            if self._inbox.closed:
-                return False
-            jobs, self._inbox.jobs = self._inbox.jobs, []
-            withdrawn, self._inbox.withdrawn = self._inbox.withdrawn, set()
+        taken = self._inbox.take(lambda: bool(self._running))
+        if taken is None:
+            return False
+        jobs, withdrawn = taken
         outputs = [output for job in jobs if (output := self._begin(job)) is not None]
-        outputs += [self._end(self._running[id], "cancelled") for id in sorted(withdrawn) if id in self._running]
+        outputs += [self._end(self._running[id], "cancelled") for id in withdrawn if id in self._running]
         self._report(outputs)
         return True
 
@@ -143,9 +122,7 @@ class Loop:
         return running.chooser.end(finish, message)
 
     def _end_all(self, finish: Finish, message: str) -> list[Output]:
-        with self._changed:
-            self._inbox.closed = True
-            jobs, self._inbox.jobs = self._inbox.jobs, []
+        jobs = self._inbox.end()
         running, self._running = list(self._running.values()), {}
         ended = [each.chooser.end(finish, message) for each in running]
         return ended + [Output(job.id, finish=finish, message=message) for job in jobs]

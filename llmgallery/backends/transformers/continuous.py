@@ -17,10 +17,11 @@ from llmgallery.backends.transformers.batches import is_shortage
 from llmgallery.backends.transformers.engines import Setting
 from llmgallery.backends.transformers.prompts import PromptScorer
 from llmgallery.backends.transformers.sampling import Choose, install
-from llmgallery.core.errors import GalleryError, LoadError, WorkerDied
+from llmgallery.core.errors import GalleryError, LoadError
 from llmgallery.core.jobs import Job, Output, StepStats
 from llmgallery.engine.choosing import Chooser, Chosen
 from llmgallery.engine.growth import Finish
+from llmgallery.engine.inbox import Inbox
 from llmgallery.engine.sampler import Floats
 
 TOLERANCE = 0.1  # of the standard deviation of logits; bfloat16 stays below a fifth of it
@@ -174,29 +175,18 @@ class ContinuousEngine:
         self._running: dict[int, _Running] = {}
         self._outputs: list[Output] = []
         self._extended: dict[int, tuple[int, ...]] = {}
-        self._inbox: list[Job] = []
-        self._withdrawn: set[int] = set()
-        self._closed = False
-        self._changed = threading.Condition()
+        self._inbox = Inbox()
         self._thread = threading.Thread(target=self._run, name="continuous", daemon=True)
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        with self._changed:
-            if self._closed:
-                raise WorkerDied("the engine has stopped and takes no more requests")
-            self._inbox.append(job)
-            self._changed.notify()
+        self._inbox.submit(job)
 
     def cancel(self, id: int) -> None:
-        with self._changed:
-            self._withdrawn.add(id)
-            self._changed.notify()
+        self._inbox.withdraw(id)
 
     def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
+        self._inbox.close()
         if self._thread is not threading.current_thread():
             self._thread.join()
 
@@ -216,16 +206,12 @@ class ContinuousEngine:
 
     def _wait_for_work(self) -> bool:
         """Take in what other threads asked for; blocks while there is nothing to do. False = the engine is closed."""
-        with self._changed:
-            while not (self._closed or self._inbox or self._queue or self._running):
-                self._withdrawn.clear()
-                self._changed.wait()
-            if self._closed:
-                return False
-            self._queue.extend(self._inbox)
-            self._inbox.clear()
-            withdrawn, self._withdrawn = self._withdrawn, set()
-        if withdrawn and (outputs := [output for id in sorted(withdrawn) for output in self._withdraw(id)]):
+        taken = self._inbox.take(lambda: bool(self._queue or self._running))
+        if taken is None:
+            return False
+        jobs, withdrawn = taken
+        self._queue.extend(jobs)
+        if outputs := [output for id in withdrawn for output in self._withdraw(id)]:
             with self._setting.turns:
                 self._tell(outputs)
         return True
@@ -246,7 +232,7 @@ class ContinuousEngine:
         self._tell(self._admit())
         if scored := self._score():
             self._count(1, scored)
-        planned = None if self._withdrawn else self._manager.plan()
+        planned = None if self._inbox.has_withdrawals else self._manager.plan()
         if planned is None:
             return
         for id, count in planned.items():
@@ -335,10 +321,7 @@ class ContinuousEngine:
         self._manager.reset()
 
     def _end_all(self, finish: Finish, message: str = "") -> list[Output]:
-        with self._changed:
-            self._closed = True
-            waiting = [*self._queue, *self._inbox]
-            self._inbox.clear()
+        waiting = [*self._queue, *self._inbox.end()]
         running, self._running = list(self._running.values()), {}
         self._queue.clear()
         ended = [each.chooser.end(finish, message) for each in running]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llmgallery.backends.transformers.adapters import check_adapter
+from llmgallery.backends.transformers.weights.adapters import check_adapter
 from llmgallery.core.errors import BadWeights
 
 

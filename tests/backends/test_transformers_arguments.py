@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmgallery.backends.transformers.generate_arguments import ARGUMENTS, REFUSED, THEIRS, check, divide
+from llmgallery.backends.transformers.generation.generate_arguments import ARGUMENTS, REFUSED, THEIRS, check, divide
 from llmgallery.backends.transformers.spec import PARAMETERS
 from llmgallery.core.errors import InvalidField, RequestError, UnsupportedField
 from llmgallery.core.sampling import DEFAULTS, Sampling

@@ -3,7 +3,7 @@
 import itertools
 import threading
 
-from llmgallery.backends.transformers.engines import Steps, Turns
+from llmgallery.backends.transformers.generation.engines import Steps, Turns
 
 SECONDS = 10
 

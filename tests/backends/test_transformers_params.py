@@ -6,9 +6,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from llmgallery.backends.transformers import generate_arguments, params
-from llmgallery.backends.transformers.params import CAUSAL, CLASSIFIER, PLAIN, VISION, Arguments, Devices
+from llmgallery.backends.transformers.generation import generate_arguments
 from llmgallery.backends.transformers.spec import KEYS, PARAMETERS, SPEC, UNSET, TransformersOptions
+from llmgallery.backends.transformers.weights import params
+from llmgallery.backends.transformers.weights.params import CAUSAL, CLASSIFIER, PLAIN, VISION, Arguments, Devices
 from llmgallery.config.model import LOAD_KEYS, LOAD_PARAMETERS, ModelConfig
 from llmgallery.core.errors import LoadError
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llmgallery.backends.transformers.pooling_files import (
+from llmgallery.backends.transformers.pools.pooling_files import (
     MODES,
     Declared,
     Dense,
@@ -52,8 +52,8 @@ def plain(folder: Path, pooling: Any, *further: tuple[str, str], **files: Any) -
 
 
 def test_nothing_of_this_imports_torch() -> None:
-    assert "llmgallery.backends.transformers.pooling_files" in sys.modules
-    source = Path(sys.modules["llmgallery.backends.transformers.pooling_files"].__file__ or "").read_text()
+    assert "llmgallery.backends.transformers.pools.pooling_files" in sys.modules
+    source = Path(sys.modules["llmgallery.backends.transformers.pools.pooling_files"].__file__ or "").read_text()
     assert "import torch" not in source and "import transformers" not in source
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from llmgallery.backends.transformers import quantisation
-from llmgallery.backends.transformers.quantisation import CPU_WORKERS, quantisation_of
 from llmgallery.backends.transformers.spec import TransformersOptions
+from llmgallery.backends.transformers.weights import quantisation
+from llmgallery.backends.transformers.weights.quantisation import CPU_WORKERS, quantisation_of
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import BackendMissing, BadWeights, LoadError
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from llmgallery.backends.transformers.batched import BatchedEngine
-from llmgallery.backends.transformers.engines import Setting
-from llmgallery.backends.transformers.vocabulary import HubVocabulary
+from llmgallery.backends.transformers.generation.batched import BatchedEngine
+from llmgallery.backends.transformers.generation.engines import Setting
+from llmgallery.backends.transformers.weights.vocabulary import HubVocabulary
 from llmgallery.core.jobs import Job, Output, StepStats
 from llmgallery.core.sampling import DEFAULTS, Sampling
 from llmgallery.engine.choosing import Chooser

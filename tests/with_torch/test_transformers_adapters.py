@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_transformers import make_llama
 from transformers import AutoModelForCausalLM
 
-from llmgallery.backends.transformers.adapters import apply_adapters
+from llmgallery.backends.transformers.weights.adapters import apply_adapters
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import BadWeights, LoadError
 

@@ -16,7 +16,7 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
-from llmgallery.backends.transformers.vision import Sight
+from llmgallery.backends.transformers.sight.vision import Sight
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import Overloaded, UnsupportedField
 from llmgallery.core.jobs import Job

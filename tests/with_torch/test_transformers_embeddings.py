@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from transformers import AutoModel, AutoTokenizer
 
 from llmgallery.backends.base import EmbedJob, Job, RerankJob
-from llmgallery.backends.transformers.batches import BatchRunner, marked
+from llmgallery.backends.transformers.pools.batches import BatchRunner, marked
 from llmgallery.core.errors import BadWeights, Cancelled, ContextExceeded, InvalidField, LoadError, UnsupportedField, WorkerDied
 from llmgallery.core.sampling import Sampling
 from llmgallery.engine.pooling import Piece
@@ -327,8 +327,8 @@ def test_adapters_act_on_vectors_too(llama: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from llmgallery.backends.transformers.pooled import PoolSettings, TransformersPool
-    from llmgallery.backends.transformers.pooling_files import read
+    from llmgallery.backends.transformers.pools.pooled import PoolSettings, TransformersPool
+    from llmgallery.backends.transformers.pools.pooling_files import read
     from llmgallery.config.model import ModelConfig
 
     torch.manual_seed(0)

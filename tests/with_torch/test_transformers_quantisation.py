@@ -9,9 +9,9 @@ from driving_transformers import Told
 from tiny_transformers import make_llama
 
 from llmgallery.backends.base import Files
-from llmgallery.backends.transformers import quantisation
 from llmgallery.backends.transformers.backend import TransformersBackend
-from llmgallery.backends.transformers.generate_arguments import ARGUMENTS
+from llmgallery.backends.transformers.generation.generate_arguments import ARGUMENTS
+from llmgallery.backends.transformers.weights import quantisation
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import BackendMissing, BadWeights
 

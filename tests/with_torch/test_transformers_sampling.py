@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 
 from llmgallery.backends.llamacpp.sampling import DrySamplers, make_sampler
-from llmgallery.backends.transformers.sampling import install
+from llmgallery.backends.transformers.generation.sampling import install
 from llmgallery.core.sampling import DEFAULTS, Sampling
 
 DRAWS = 600

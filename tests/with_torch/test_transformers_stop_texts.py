@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_transformers import byte_tokenizer
 
-from llmgallery.backends.transformers.stop_texts import StopTexts
-from llmgallery.backends.transformers.vocabulary import HubVocabulary
+from llmgallery.backends.transformers.generation.stop_texts import StopTexts
+from llmgallery.backends.transformers.weights.vocabulary import HubVocabulary
 
 PROMPT = "The capital of "
 

@@ -20,9 +20,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from llmgallery.backends.base import SeesImages
-from llmgallery.backends.transformers import images as reading
-from llmgallery.backends.transformers.images import read_image
-from llmgallery.backends.transformers.vision import Sight, sees
+from llmgallery.backends.transformers.sight import images as reading
+from llmgallery.backends.transformers.sight.images import read_image
+from llmgallery.backends.transformers.sight.vision import Sight, sees
 from llmgallery.config.model import ModelConfig, Template
 from llmgallery.core.errors import BadWeights, InvalidField, Overloaded, UnsupportedField
 from llmgallery.core.messages import ImagePart, Message, TextPart, say
@@ -237,7 +237,7 @@ def test_a_yaml_may_limit_how_many(folder: Path) -> None:
 
 
 def test_pixels_that_were_dropped_are_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmgallery.backends.transformers import vision
+    from llmgallery.backends.transformers.sight import vision
 
     monkeypatch.setattr(vision, "KEPT_BYTES", 1)
     sight = Sight(folder, ModelConfig())

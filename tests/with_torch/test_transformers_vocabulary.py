@@ -9,7 +9,7 @@ from tiny_transformers import BOS, EOS, IMAGE, START, byte_tokenizer, word_token
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from llmgallery.backends.transformers.vocabulary import HubVocabulary
+from llmgallery.backends.transformers.weights.vocabulary import HubVocabulary
 from llmgallery.core.errors import InvalidField
 from llmgallery.engine.detok import Utf8Stream
 

@@ -11,13 +11,15 @@ from typing import Any
 import msgspec
 
 from llmgallery.backends.base import EmbedJob, Emit, Files, Job, Loaded, RerankJob
-from llmgallery.backends.transformers import generate_arguments, loading, params, pooling_files, sizes
-from llmgallery.backends.transformers.adapters import apply_adapters
-from llmgallery.backends.transformers.engines import GeneratingEngine, Setting, Turns
-from llmgallery.backends.transformers.params import Arguments
-from llmgallery.backends.transformers.quantisation import quantisation_of
+from llmgallery.backends.transformers.generation import generate_arguments
+from llmgallery.backends.transformers.generation.engines import GeneratingEngine, Setting, Turns
+from llmgallery.backends.transformers.pools import pooling_files
 from llmgallery.backends.transformers.spec import TransformersOptions
-from llmgallery.backends.transformers.vocabulary import HubVocabulary
+from llmgallery.backends.transformers.weights import loading, params, sizes
+from llmgallery.backends.transformers.weights.adapters import apply_adapters
+from llmgallery.backends.transformers.weights.params import Arguments
+from llmgallery.backends.transformers.weights.quantisation import quantisation_of
+from llmgallery.backends.transformers.weights.vocabulary import HubVocabulary
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.clues import Clues
 from llmgallery.core.errors import LoadError, RequestError, UnsupportedField
@@ -94,7 +96,7 @@ class TransformersBackend:
         declared: pooling_files.Declared,
         emit: Emit,
     ) -> None:
-        from llmgallery.backends.transformers.pooled import model_class
+        from llmgallery.backends.transformers.pools.pooled import model_class
 
         loader = model_class(declared, purpose) or _generating_class(arguments, declared)
         quantisation = quantisation_of(arguments.folder, config, options)
@@ -117,7 +119,7 @@ class TransformersBackend:
     def _load_sight(self, config: ModelConfig, arguments: Arguments, declared: pooling_files.Declared) -> None:
         if "vision_config" not in declared.config:
             return
-        from llmgallery.backends.transformers import vision
+        from llmgallery.backends.transformers.sight import vision
 
         if vision.sees(declared.config):
             self._sight = vision.Sight(arguments.folder, config, arguments.trust_remote_code)
@@ -129,7 +131,7 @@ class TransformersBackend:
         declared: pooling_files.Declared,
         purpose: pooling_files.Purpose,
     ) -> None:
-        from llmgallery.backends.transformers.pooled import PoolSettings, TransformersPool
+        from llmgallery.backends.transformers.pools.pooled import PoolSettings, TransformersPool
 
         settings = PoolSettings(
             pooling=options.pooling,
@@ -151,7 +153,7 @@ class TransformersBackend:
         context_size: int,
         slots: int,
     ) -> None:
-        from llmgallery.backends.transformers.continuous import CannotBatch, ContinuousEngine
+        from llmgallery.backends.transformers.generation.continuous import CannotBatch, ContinuousEngine
 
         def choose(job: Job, *, forces: bool = False) -> Chooser:
             return Chooser(
@@ -210,7 +212,7 @@ class TransformersBackend:
     def _generate_engine(self, setting: Setting) -> GeneratingEngine:
         """Made for the first job that needs it. Submits come from one thread."""
         if self._batched is None:
-            from llmgallery.backends.transformers.batched import BatchedEngine
+            from llmgallery.backends.transformers.generation.batched import BatchedEngine
 
             inputs = self._inputs if self._sight is not None else None
             self._batched = BatchedEngine(setting, inputs=inputs)
@@ -250,14 +252,14 @@ class TransformersBackend:
 
     def embed(self, job: EmbedJob) -> None:
         if self._pool is None:
-            from llmgallery.backends.transformers.pooled import no_embeddings
+            from llmgallery.backends.transformers.pools.pooled import no_embeddings
 
             raise no_embeddings()
         self._pool.embed(job)
 
     def rerank(self, job: RerankJob) -> None:
         if self._pool is None:
-            from llmgallery.backends.transformers.pooled import no_scores
+            from llmgallery.backends.transformers.pools.pooled import no_scores
 
             raise no_scores()
         self._pool.rerank(job)
@@ -341,7 +343,7 @@ def _implied(config: ModelConfig, arguments: Arguments) -> ModelConfig:
 def _generating_class(arguments: Arguments, declared: pooling_files.Declared) -> Any:
     import transformers
 
-    from llmgallery.backends.transformers import vision
+    from llmgallery.backends.transformers.sight import vision
 
     if declared.config.get("is_encoder_decoder"):
         raise LoadError(f"{arguments.folder.name} is an encoder with a decoder, as T5 is: such models are not served")

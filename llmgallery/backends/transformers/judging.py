@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from llmgallery.backends.transformers import generate_arguments, params, quantisation
+from llmgallery.backends.transformers.generation import generate_arguments
 from llmgallery.backends.transformers.spec import TransformersOptions
+from llmgallery.backends.transformers.weights import params, quantisation
 from llmgallery.config.model import ModelConfig
 from llmgallery.config.outside import OptionNote
 from llmgallery.core.errors import GalleryError, LoadError, RequestError

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llmgallery.backends.transformers.params import options_of
+from llmgallery.backends.transformers.weights.params import options_of
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import BackendMissing, BadWeights, LoadError
 

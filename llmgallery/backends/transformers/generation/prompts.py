@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from llmgallery.backends.transformers.engines import Setting
+from llmgallery.backends.transformers.generation.engines import Setting
 from llmgallery.core.events import TokenLogprob
 from llmgallery.core.jobs import Job
 from llmgallery.engine.logprobs import Place

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmgallery.backends.transformers.batches import Batch, Tensor
-from llmgallery.backends.transformers.pooling_files import Dense, LayerNorm, Normalize, Step
+from llmgallery.backends.transformers.pools.batches import Batch, Tensor
+from llmgallery.backends.transformers.pools.pooling_files import Dense, LayerNorm, Normalize, Step
 from llmgallery.core.errors import BadWeights
 
 

@@ -13,10 +13,10 @@ import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching import RequestStatus
 
-from llmgallery.backends.transformers.batches import is_shortage
-from llmgallery.backends.transformers.engines import Setting
-from llmgallery.backends.transformers.prompts import PromptScorer
-from llmgallery.backends.transformers.sampling import Choose, install
+from llmgallery.backends.transformers.generation.engines import Setting
+from llmgallery.backends.transformers.generation.prompts import PromptScorer
+from llmgallery.backends.transformers.generation.sampling import Choose, install
+from llmgallery.backends.transformers.pools.batches import is_shortage
 from llmgallery.core.errors import GalleryError, LoadError
 from llmgallery.core.jobs import Job, Output, StepStats
 from llmgallery.engine.choosing import Chooser, Chosen

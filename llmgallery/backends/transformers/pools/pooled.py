@@ -13,12 +13,12 @@ import torch
 import transformers
 
 from llmgallery.backends.base import EmbedJob, RerankJob
-from llmgallery.backends.transformers import pooling_files as files
-from llmgallery.backends.transformers.batches import BatchRunner
-from llmgallery.backends.transformers.pooling import Pooling
-from llmgallery.backends.transformers.pooling_files import Declared, Purpose
-from llmgallery.backends.transformers.scoring import Scorer, make_scorer
-from llmgallery.backends.transformers.texts import Texts
+from llmgallery.backends.transformers.pools import pooling_files as files
+from llmgallery.backends.transformers.pools.batches import BatchRunner
+from llmgallery.backends.transformers.pools.pooling import Pooling
+from llmgallery.backends.transformers.pools.pooling_files import Declared, Purpose
+from llmgallery.backends.transformers.pools.scoring import Scorer, make_scorer
+from llmgallery.backends.transformers.pools.texts import Texts
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import BadWeights, GalleryError, InvalidField, LoadError, UnsupportedField
 from llmgallery.engine.pooling import Pool, PoolSink, Shape

@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-from llmgallery.backends.transformers.images import read_image
+from llmgallery.backends.transformers.sight.images import read_image
 from llmgallery.config.model import ModelConfig
 from llmgallery.core.errors import BackendMissing, BadWeights, InvalidField, Overloaded, UnsupportedField
 

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from llmgallery.backends.transformers.batches import Batch, Tensor, marked
-from llmgallery.backends.transformers.pooling import known_inputs
-from llmgallery.backends.transformers.pooling_files import Declared, activation_name, chosen_prompt
-from llmgallery.backends.transformers.texts import check_length, encode, readable
+from llmgallery.backends.transformers.pools.batches import Batch, Tensor, marked
+from llmgallery.backends.transformers.pools.pooling import known_inputs
+from llmgallery.backends.transformers.pools.pooling_files import Declared, activation_name, chosen_prompt
+from llmgallery.backends.transformers.pools.texts import check_length, encode, readable
 from llmgallery.core.errors import LoadError
 
 POSITIVE = frozenset({"relevant", "positive", "yes", "true", "entailment", "1", "label_1"})

@@ -11,7 +11,7 @@ from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any
 
-from llmgallery.backends.transformers.params import Arguments, Devices
+from llmgallery.backends.transformers.weights.params import Arguments, Devices
 from llmgallery.core.errors import BackendMissing, BadWeights, LoadError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"

@@ -14,8 +14,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from transformers.generation import MaxTimeCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from llmgallery.backends.transformers.generate_arguments import Divided
-from llmgallery.backends.transformers.stop_texts import StopTexts
+from llmgallery.backends.transformers.generation.generate_arguments import Divided
+from llmgallery.backends.transformers.generation.stop_texts import StopTexts
 from llmgallery.core.jobs import Job, Output
 from llmgallery.core.sampling import DEFAULTS, Sampling
 from llmgallery.engine.choosing import Chooser

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llmgallery.backends.transformers.batches import marked
-from llmgallery.backends.transformers.pooling_files import Declared
+from llmgallery.backends.transformers.pools.batches import marked
+from llmgallery.backends.transformers.pools.pooling_files import Declared
 from llmgallery.core.errors import ContextExceeded, InvalidField
 
 

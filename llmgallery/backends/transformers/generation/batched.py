@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from llmgallery.backends.transformers.batches import is_shortage
-from llmgallery.backends.transformers.company import Company, company_of
-from llmgallery.backends.transformers.decoding import Generator, Left, Row, Tap
-from llmgallery.backends.transformers.engines import Setting
-from llmgallery.backends.transformers.generate_arguments import divide
-from llmgallery.backends.transformers.prompts import PromptScorer
+from llmgallery.backends.transformers.generation.company import Company, company_of
+from llmgallery.backends.transformers.generation.decoding import Generator, Left, Row, Tap
+from llmgallery.backends.transformers.generation.engines import Setting
+from llmgallery.backends.transformers.generation.generate_arguments import divide
+from llmgallery.backends.transformers.generation.prompts import PromptScorer
+from llmgallery.backends.transformers.pools.batches import is_shortage
 from llmgallery.core.errors import GalleryError, InvalidField, UnsupportedField, WorkerDied
 from llmgallery.core.jobs import Job, Output, StepStats
 from llmgallery.engine.growth import Finish

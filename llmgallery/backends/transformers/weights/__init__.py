@@ -1,0 +1,1 @@
+"""From a folder and a YAML to a model and its vocabulary."""

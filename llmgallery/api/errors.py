@@ -19,6 +19,8 @@ from llmgallery.core.errors import GalleryError
 logger = logging.getLogger("llmgallery.api")
 
 JSON = "application/json"
+ORIGIN = "x-llmgallery-error-from"
+"""The header of errors that are not this server's own."""
 JOB = "/models/jobs/{}"
 """Where an install is told of, by its id."""
 
@@ -155,13 +157,16 @@ def to_failure(error: Exception) -> Failure:
 
 
 def _upstream(error: GalleryError, upstream: kinds.Upstream) -> Failure:
-    """As the endpoint told it; what is no error of HTTP, our client cannot be told as one."""
+    """As the endpoint told it; what is no error of HTTP, our client cannot be told as one. Its words may read as if they were
+    ours (a wrong key, an unknown model): the log and a header say whose they are."""
+    logger.warning("passed on: %s", error.message)
     rule = RULES[kinds.UpstreamError]
     status = upstream.status if 400 <= upstream.status <= 599 else rule.status
     type = _UPSTREAM_TYPES.get(status, _CLIENT if status < 500 else rule.type)
     body = upstream.body
     verbatim = body if isinstance(body, dict) and isinstance(body.get("error"), dict) else None
-    return Failure(status, type, rule.code, error.message, headers=passed_on(upstream.headers), body=verbatim)
+    headers = {**passed_on(upstream.headers), ORIGIN: "endpoint"}
+    return Failure(status, type, rule.code, error.message, headers=headers, body=verbatim)
 
 
 def _known(error: GalleryError, rule: Rule) -> Failure:

@@ -267,7 +267,7 @@ def _fault(path: Path, found: str | None, backend: str | None) -> Problem | str 
         elif found == formats.GGUF:
             check_whole(path)
     except BadWeights as error:
-        return error.message.removeprefix(str(path)).removeprefix(":").strip()
+        return error.message.removeprefix(str(path)).removeprefix("/").removeprefix(":").strip()
     return None
 
 

@@ -9,7 +9,7 @@ from litestar.exceptions import NotFoundException
 from live_server import fits
 
 from llmgallery.api import errors
-from llmgallery.api.errors import envelope, passed_on, to_failure
+from llmgallery.api.errors import ORIGIN, envelope, passed_on, to_failure
 from llmgallery.core import errors as kinds
 from llmgallery.core.errors import KINDS, GalleryError, Upstream
 
@@ -104,7 +104,10 @@ def test_of_an_endpoint_s_headers_the_client_gets_what_is_for_it() -> None:
         "openai-processing-ms": "12",
     }
     assert passed_on(came) == expected
-    assert to_failure(kinds.UpstreamError("x", upstream=Upstream(429, TOO_MANY, came))).headers == expected
+    assert to_failure(kinds.UpstreamError("x", upstream=Upstream(429, TOO_MANY, came))).headers == {
+        **expected,
+        ORIGIN: "endpoint",
+    }
 
 
 def test_no_endpoint_has_clients_choke_on_headers() -> None:

@@ -441,6 +441,15 @@ def test_weights_that_are_cut_are_told_until_they_are_whole(tmp_path: Path) -> N
     assert set(after.entries) == {"tale"} and not after.broken
 
 
+def test_of_a_folder_the_file_that_is_at_fault_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "tale"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    (folder / "model.safetensors").write_bytes(b"")
+    message = registry(tmp_path).read().broken["tale"].problems[0].message
+    assert message.startswith("model.safetensors is no safetensors file")
+
+
 def test_a_context_beyond_the_weights_training_is_warned_of(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("parameters: {model: w.gguf}\ncontext_size: 4096\n")
     (tmp_path / "b.yaml").write_text("parameters: {model: w.gguf}\ncontext_size: 4096\nrope_scaling: yarn\n")

@@ -115,3 +115,14 @@ def test_words_for_dry(bytes_vocabulary: HubVocabulary) -> None:
     heads = bytes_vocabulary.words.heads((b"\n",))
     newline = bytes_vocabulary.tokenize("\n", special=False, bos=False)[0]
     assert () in heads[newline]
+
+
+def test_lengths_that_a_file_wants_texts_to_have_are_not_for_prompts() -> None:
+    """As MiniLM's tokenizer.json has them: 128 tokens, whatever the text."""
+    tokenizer = word_tokenizer(64)
+    tokenizer.backend_tokenizer.enable_padding(length=128)
+    tokenizer.backend_tokenizer.enable_truncation(4)
+    vocabulary = HubVocabulary(tokenizer)
+    for special in (True, False):
+        tokens = vocabulary.tokenize("the quick brown fox jumps over the dog", special=special, bos=False)
+        assert 5 <= len(tokens) < 30

@@ -30,6 +30,9 @@ class HubVocabulary:
         """`size`: rows of the model's logits, where known: tokens beyond it the model does not have."""
         self.tokenizer = tokenizer
         self._fast = getattr(tokenizer, "backend_tokenizer", None)
+        if self._fast is not None:  # some files say how many tokens a text is to have; who needs that says it again
+            self._fast.no_padding()
+            self._fast.no_truncation()
         known = len(tokenizer)
         self.size = min(known, size) if size else known
         own = tokenizer.eos_token_id
